@@ -1,1 +1,73 @@
-"""The registry of providers."""
+"""The registry: every provider by its name, which is its file, its block's slug and its gpuhunt name.
+
+`library(name)` is the provider's task library; its file is imported only then, so a provider whose extra is missing troubles
+nobody who does not use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from providers.core.errors import Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from providers.core.library import TaskLibrary
+
+DEFAULT_ACCOUNT: Final = "default"
+
+
+class ProviderName(StrEnum):
+    """One line per provider."""
+
+    LOCAL = "local"
+    SSH = "ssh"
+    AWS = "aws"
+    KUBERNETES = "kubernetes"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ProviderName | None:
+        return cls.__members__.get(_ALIASES.get(str(value), ""))
+
+
+_ALIASES: Final = {"lambda": "LAMBDALABS", "datacrunch": "VERDA", "k8s": "KUBERNETES"}
+
+
+def library(name: ProviderName | str) -> TaskLibrary[Any]:
+    """The provider's task library. Unsupported when its extra is not installed."""
+    provider = ProviderName(name)
+    try:
+        module = importlib.import_module(f"providers.{provider.value}")
+    except ModuleNotFoundError as missing:
+        raise Unsupported(
+            f"{provider.value} needs {missing.name}: pip install 'prefect-gpu[{provider.value}]'"
+        ) from missing
+    return module.tasks
+
+
+def account_of(account: str | Mapping[str, str], provider: ProviderName | str) -> str:
+    """The account's name for one provider, where `account` may be one name or a map from provider to name."""
+    if isinstance(account, str):
+        return account
+    return account.get(str(provider), DEFAULT_ACCOUNT)
+
+
+def enabled(account: str | Mapping[str, str] = DEFAULT_ACCOUNT) -> list[ProviderName]:
+    """The providers with a saved credentials block of the account's name; `local` always."""
+    saved = saved_accounts()
+    return [
+        provider
+        for provider in ProviderName
+        if provider is ProviderName.LOCAL or account_of(account, provider) in saved[provider]
+    ]
+
+
+def saved_accounts() -> dict[ProviderName, list[str]]:
+    """The names of all saved credentials blocks, by provider."""
+    from providers.core import accounts
+
+    saved = accounts.saved([accounts.slug(provider) for provider in ProviderName])
+    return {provider: saved.get(accounts.slug(provider), []) for provider in ProviderName}

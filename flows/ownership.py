@@ -1,0 +1,144 @@
+"""Whether this process still owns its flow run. Prefect accepts a state from any process, so a run's state alone does not say.
+
+Each process holds a token: the id of the RUNNING state that it set itself, and the run count it was set with. A thread of its
+own compares it with the server every few seconds, and on demand before each create and terminate; it never blocks the flow,
+because with the API down a call hangs for more than a minute.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from enum import StrEnum
+from typing import Any, Final, Self
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+
+CHECK_EVERY_S: Final = 5.0
+
+_running_states: dict[UUID, UUID] = {}  # flow run -> the RUNNING state this process set
+
+
+class Standing(StrEnum):
+    """What the server says about this process's claim to the run."""
+
+    OWNER = "owner"
+    SUPERSEDED = "superseded"  # another process runs it: touch nothing
+    ENDED = "ended"  # cancelled, failed, suspended, deleted: terminate, write no state
+    UNKNOWN = "unknown"  # no answer: create nothing, go on with the job
+
+
+_ENDED_TYPES = {
+    StateType.CANCELLING,
+    StateType.CANCELLED,
+    StateType.FAILED,
+    StateType.COMPLETED,
+    StateType.CRASHED,  # until a run can be resumed in another process
+}
+
+
+def remember_running_state(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """The `on_running` hook: the state's id is the token, known only here before anybody else may have set another."""
+    del flow
+    _running_states[flow_run.id] = state.id
+
+
+def standing(run: FlowRun | None, run_count: int, state_id: UUID) -> tuple[Standing, str]:
+    """What a reading of the flow run (None: deleted) means for the holder of a token, and the state in words."""
+    if run is None:
+        return Standing.ENDED, "deleted"
+    state = run.state
+    if state is None:
+        return Standing.UNKNOWN, "without a state"
+    if state.id == state_id:
+        return Standing.OWNER, state.name or ""
+    if run.run_count > run_count:
+        return Standing.SUPERSEDED, f"run {run.run_count} of it has begun"
+    if state.type in _ENDED_TYPES:
+        return Standing.ENDED, (state.name or state.type.value).lower()
+    if state.type is StateType.PAUSED:
+        return (Standing.ENDED, "suspended") if state.name == "Suspended" else (Standing.OWNER, "paused")
+    return Standing.SUPERSEDED, f"given to another process ({state.name})"
+
+
+class Ownership:
+    """The claim of this process to one flow run, watched by a thread. Use as a context manager."""
+
+    def __init__(self, run_id: UUID, run_count: int, *, every_s: float = CHECK_EVERY_S) -> None:
+        self.run_id = run_id
+        self.run_count = run_count
+        self._state_id = _running_states.get(run_id)
+        self._every_s = every_s
+        self._changed = threading.Condition()
+        self._asked = 0  # questions put, and the highest of them that a reading has answered
+        self._answered = 0
+        self._standing, self._why = Standing.OWNER, ""
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="ownership", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the last reading said that the run is no longer ours to go on with. Costs nothing."""
+        return self._standing in (Standing.SUPERSEDED, Standing.ENDED)
+
+    @property
+    def why(self) -> str:
+        """The server's word behind the standing: `cancelled`, `run 2 of it has begun`."""
+        return self._why
+
+    def ask(self, within_s: float) -> Standing:
+        """A reading that began after this call, or UNKNOWN when none came within so many seconds."""
+        with self._changed:
+            self._asked += 1
+            question = self._asked
+            self._changed.notify_all()
+            answered = self._changed.wait_for(lambda: self._answered >= question, timeout=within_s)
+            if answered or self.is_lost:
+                return self._standing
+            return Standing.UNKNOWN
+
+    def _watch(self) -> None:
+        with get_client(sync_client=True) as client:
+            while True:
+                with self._changed:
+                    if self._closed:
+                        return
+                    question = self._asked
+                reading = self._read(client)
+                with self._changed:
+                    if reading is not None:
+                        self._answered = question
+                        if not self.is_lost:  # what was lost is never won back
+                            self._standing, self._why = reading
+                        self._changed.notify_all()
+                    pause = self._every_s * random.uniform(0.8, 1.2) if reading else 1.0  # noqa: S311 - jitter
+                    self._changed.wait_for(lambda q=question: self._closed or self._asked > q, timeout=pause)
+                if reading is None:
+                    time.sleep(0.2)  # questions must not turn an outage into a busy loop
+
+    def _read(self, client: Any) -> tuple[Standing, str] | None:
+        try:
+            run: FlowRun | None = client.read_flow_run(self.run_id)
+        except ObjectNotFound:
+            run = None
+        except Exception:  # noqa: BLE001 - whatever stands between us and the API: it is no answer
+            return None
+        if run is not None and self._state_id is None and run.state is not None:
+            self._state_id = run.state.id
+        if self._state_id is None:
+            return (Standing.ENDED, "deleted") if run is None else None
+        return standing(run, self.run_count, self._state_id)

@@ -1,0 +1,242 @@
+"""TaskLibrary: a driver's methods as Prefect tasks, and all that is the same for every provider.
+
+Retries, tags, names, credentials by block name, what to do after a lost reply, SSH keys and the way onto a machine are decided
+here and nowhere else. Every task has `NO_CACHE`: two equal orders are two orders. No task takes or returns a secret.
+
+`tasks = TaskLibrary(Vultr, VultrCredentials)` is the last line of a provider's file; any flow may call the tasks:
+
+    from providers.vultr import tasks as vultr
+    offers = vultr.fetch_offers(Requirements(gpu=parse_gpu("H100:8")))
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
+
+from prefect.blocks.core import Block
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from blocks.realm import GpuRealm
+from providers.core import accounts, keys, orders
+from providers.core.contract import Capabilities, Connection, Provider
+from providers.core.errors import InstanceFailed, RateLimited, Transient, Unsupported
+from providers.core.lease import Lease
+from providers.core.models import (
+    Instance,
+    Job,
+    LaunchSpec,
+    Listing,
+    Offer,
+    RegistryAuth,
+    Requirements,
+    utc_now,
+)
+from providers.core.readiness import wait_until_ready
+
+C = TypeVar("C")
+
+FILES_S: Final = 15 * 60  # of a lease: for files up and down
+RESUMES_S: Final = 30 * 60  # of a lease: for workers that die
+GIVE_BACK_S: Final = 10.0  # so long a give-back waits for absence beyond the provider's listing lag
+
+
+def lease_deadline(offer: Offer, capabilities: Capabilities, job: Job) -> datetime:
+    """When the lease of an order placed now ends: boot, files, job and resumes; a resume never extends it."""
+    boot_s = offer.boot_deadline_s or capabilities.boot_deadline_s
+    return utc_now() + timedelta(seconds=boot_s + FILES_S + job.timeout_s + RESUMES_S)
+
+
+def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Only what the same call may mend is worth a second call."""
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, Transient) and not isinstance(failure, RateLimited)
+
+
+class TaskLibrary(Generic[C]):
+    """One provider's tasks. Each takes `account`, the name of a saved credentials block."""
+
+    def __init__(self, driver: type[Provider[C]], credentials: type[Block] | None = None) -> None:
+        self.driver_class = driver
+        self.credentials_class = credentials
+        self.name = driver.name
+        self.capabilities = driver.capabilities
+        self._drivers: dict[str, Provider[C]] = {}
+        self._connections: dict[str, Connection] = {}
+        self._lock = threading.Lock()
+
+        def as_task(function: Callable[..., Any], title: str, retries: int = 0) -> Task[..., Any]:
+            return Task(
+                fn=function,
+                name=f"{title} ({self.name})",
+                tags=["prefect-gpu", self.name],
+                cache_policy=NO_CACHE,
+                persist_result=False,
+                retries=retries,
+                retry_delay_seconds=1,
+                retry_condition_fn=_is_transient if retries else None,
+            )
+
+        self.fetch_offers = as_task(self._fetch_offers, "fetch offers", retries=1)
+        self.create_instance = as_task(self._create_instance, "create instance")
+        self.wait_until_ready = as_task(self._wait_until_ready, "wait until ready")
+        self.get_instance = as_task(self._get_instance, "get instance", retries=2)
+        self.list_instances = as_task(self._list_instances, "list instances", retries=2)
+        self.terminate_instance = as_task(self.give_back, "give back")
+
+    # --- credentials and ways in --------------------------------------------------------------------------------------
+
+    def driver(self, account: str = "default") -> Provider[C]:
+        """The driver with the account's credentials; made once a process."""
+        with self._lock:
+            if account not in self._drivers:
+                credentials = accounts.load(self.credentials_class, account) if self.credentials_class else None
+                self._drivers[account] = self.driver_class(credentials)  # pyright: ignore[reportArgumentType] - C is that block's type
+            return self._drivers[account]
+
+    def connect(self, instance: Instance, account: str = "default", *, timeout_s: float = 10.0) -> Connection:
+        """A verified way onto the machine: by its derived keys over SSH, or by the provider's own channel.
+
+        Raises NotReady while it does not answer as it should, LinkLost when a link breaks.
+        """
+        driver = self.driver(account)
+        if self.capabilities.host_key == "channel":
+            return driver.open_channel(instance)
+        from providers.core import remote  # paramiko takes 0.2 s to import
+
+        if instance.ssh is None:
+            raise InstanceFailed(f"{instance.name} has no SSH endpoint")
+        secret = GpuRealm.current().secret_bytes()
+        host_key = instance.ssh.host_key
+        if host_key is None and self.capabilities.host_key == "placed":
+            host_key = keys.derive(secret, instance.name, "host").public
+        return remote.connect(instance.ssh, keys.derive(secret, instance.name, "client"), host_key, timeout_s=timeout_s)
+
+    def connection(self, instance: Instance, account: str = "default") -> Connection:
+        """The open connection to the machine, or a new one where there is none."""
+        with self._lock:
+            held = self._connections.get(instance.name)
+        if held is not None and held.is_alive():
+            return held
+        made = self.connect(instance, account)
+        with self._lock:
+            self._connections[instance.name] = made
+        return made
+
+    def hang_up(self, name: str) -> None:
+        """Close the connection to the machine of that name, if one is open."""
+        with self._lock:
+            held = self._connections.pop(name, None)
+        if held is not None:
+            held.close()
+
+    def spec(
+        self,
+        lease: Lease,
+        *,
+        requirements: Requirements | None = None,
+        job: Job | None = None,
+        registry: RegistryAuth | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> LaunchSpec:
+        """What an order under this lease carries; the same lease gives the same bytes in every process."""
+        job, requirements = job or Job(), requirements or Requirements()
+        if job.image and self.capabilities.images == "none":
+            raise Unsupported(f"{self.name} runs no container images: leave job.image empty or choose another provider")
+        realm = GpuRealm.current()
+        secret = realm.secret_bytes()
+        native = self.capabilities.images == "native"
+        return LaunchSpec(
+            name=lease.name,
+            deadline=lease.deadline,
+            client_public_key=keys.derive(secret, lease.name, "client").public,
+            host_key=keys.derive(secret, lease.name, "host") if self.capabilities.host_key == "placed" else None,
+            image=job.image if native else None,
+            registry=registry if native else None,
+            cpu=requirements.cpu,
+            memory_gb=requirements.memory_gb,
+            disk_gb=requirements.disk_gb,
+            network=requirements.network,
+            tags={
+                "prefect-gpu-realm": lease.realm,
+                "prefect-gpu-flow-run": str(lease.run_id),
+                "prefect-gpu-lease-ends": lease.deadline.isoformat(timespec="minutes"),
+            },
+            options=options or {},
+        )
+
+    # --- what the tasks do --------------------------------------------------------------------------------------------
+
+    def _fetch_offers(self, requirements: Requirements, account: str = "default") -> list[Offer]:
+        """What the provider sells now that fits; empty if nothing."""
+        return self.driver(account).fetch_offers(requirements)
+
+    def _create_instance(
+        self,
+        offer: Offer,
+        lease: Lease,
+        requirements: Requirements | None = None,
+        job: Job | None = None,
+        options: dict[str, Any] | None = None,
+        account: str = "default",
+        should_stop: Callable[[], bool] = orders.never,
+    ) -> Instance:
+        """One order under the lease's name, carried to a definite answer. Raises what settles the offer (errors.py)."""
+        registry = accounts.registry(job.registry) if job and job.registry else None
+        spec = self.spec(lease, requirements=requirements, job=job, registry=registry, options=options)
+        return orders.place_order(self.driver(account), offer, spec, should_stop=should_stop)
+
+    def _wait_until_ready(
+        self,
+        instance: Instance,
+        offer: Offer,
+        account: str = "default",
+        should_stop: Callable[[], bool] = orders.never,
+        on_progress: Callable[[str, float], None] = lambda _state, _seconds: None,
+    ) -> Instance:
+        """The instance once a verified connection to it stands, which `run_job` then uses."""
+        ready, connection = wait_until_ready(
+            self.driver(account),
+            instance,
+            lambda seen: self.connect(seen, account),
+            boot_deadline_s=offer.boot_deadline_s or self.capabilities.boot_deadline_s,
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
+        with self._lock:
+            self._connections[ready.name] = connection
+        return ready
+
+    def _get_instance(self, instance_id: str, account: str = "default") -> Instance:
+        """The instance as its provider sees it now."""
+        return self.driver(account).get_instance(instance_id)
+
+    def _list_instances(self, prefix: str = "pg-", account: str = "default") -> Listing:
+        """All instances whose names begin with the prefix, and what could not be read."""
+        return self.driver(account).list_instances(prefix)
+
+    def give_back(
+        self,
+        name: str,
+        instance_ids: tuple[str, ...] = (),
+        account: str = "default",
+        ordered_at: datetime | None = None,
+        confirm: bool = True,
+        within_s: float | None = None,
+    ) -> orders.Absence:
+        """Terminate what stands under a name (or a run's prefix) and observe that it is gone: a plain function and a task."""
+        self.hang_up(name)
+        if within_s is None:
+            within_s = GIVE_BACK_S + self.capabilities.listing_lag_s
+        return orders.give_back(
+            self.driver(account),
+            name,
+            known_ids=instance_ids,
+            ordered_at=ordered_at,
+            within_s=within_s,
+            confirm=confirm,
+        )

@@ -1,0 +1,230 @@
+"""An order carried to a definite answer, and a give-back carried to observed absence: plain functions, no Prefect.
+
+| call | what happened | what follows |
+|---|---|---|
+| create | RateLimited | certainly not carried out: the same order again after `retry_after_s` |
+| create | Transient (nothing was sent) | the same order again, a few times |
+| create | Unconfirmed, name is a key | the identical order again until the answer is definite or the boot deadline is over |
+| create | Unconfirmed, name is no key | list until `listing_lag_s` after giving up; seen: it is ours; unseen: the name is owed |
+| terminate | returns | done only when absence was observed: by a final state, or two complete listings `listing_lag_s` apart |
+| terminate | Transient, RateLimited | again until the time given is over; then it is owed |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from providers.core.contract import Provider
+from providers.core.errors import NotFound, ProviderError, RateLimited, Transient, Unconfirmed
+from providers.core.models import Instance, LaunchSpec, Model, Offer, utc_now
+
+ORDER_RESENDS = 3  # after RateLimited or Transient; more waiting is the next offer's time
+POLL_S = 5.0  # between two listings, at most
+ASK_AGAIN_S = 30.0  # a terminate that shows no effect is sent again
+_FIRST_WAIT_S = 0.05
+
+
+class Clock:
+    """Time as the loops here see it; tests put their own in its place."""
+
+    def now(self) -> float:
+        """Seconds on a clock that only goes forward."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Interrupted(Exception):
+    """The caller's `should_stop` said so between two calls to the provider."""
+
+
+class Owed(Unconfirmed):
+    """The order was sent, no answer came, and it is not seen: its name must be watched until the lease ends."""
+
+
+def never() -> bool:
+    """The `should_stop` of a caller that nothing stops."""
+    return False
+
+
+def place_order(
+    driver: Provider[Any],
+    offer: Offer,
+    spec: LaunchSpec,
+    *,
+    should_stop: Callable[[], bool] = never,
+    clock: Clock | None = None,
+) -> Instance:
+    """Send one order under one name and answer only when the outcome is definite.
+
+    Raises the ProviderError that settles the offer; Owed when the name must be watched; Interrupted when `should_stop`
+    said so. It never waits longer than the boot deadline plus the listing lag.
+    """
+    clock = clock or Clock()
+    boot_deadline = clock.now() + (offer.boot_deadline_s or driver.capabilities.boot_deadline_s)
+    resends, wait = 0, 1.0
+    is_open = False  # an answer to an earlier sending of this order was lost
+    while True:
+        if should_stop():
+            raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Interrupted
+        try:
+            return driver.create_instance(offer, spec)
+        except Unconfirmed as lost:
+            if driver.capabilities.create_repeatable is None:
+                return _find_lost_order(driver, spec.name, lost, should_stop, clock)
+            is_open = True
+            if clock.now() + wait >= boot_deadline:
+                raise Owed(lost.message, code=lost.code) from lost
+        except Transient as failure:
+            resends += 1
+            if is_open:
+                if clock.now() + wait >= boot_deadline:
+                    raise Owed(failure.message, code=failure.code) from failure
+            elif resends > ORDER_RESENDS:
+                raise
+            if isinstance(failure, RateLimited) and failure.retry_after_s is not None:
+                wait = max(wait, failure.retry_after_s)
+        _pause(wait, should_stop, clock)
+        wait = min(wait * 2, 30.0)
+
+
+def _find_lost_order(
+    driver: Provider[Any], name: str, lost: Unconfirmed, should_stop: Callable[[], bool], clock: Clock
+) -> Instance:
+    given_up = clock.now()
+    while True:
+        try:
+            found = driver.list_instances(name).named(name)
+        except ProviderError:
+            found = ()
+        if found:
+            return keep_one(driver, found)
+        if should_stop() or clock.now() >= given_up + driver.capabilities.listing_lag_s:
+            raise Owed(f"{lost.message}; {name} is not listed and stays watched", code=lost.code) from lost
+        _pause(min(POLL_S, driver.capabilities.listing_lag_s or POLL_S), should_stop, clock)
+
+
+def keep_one(driver: Provider[Any], found: tuple[Instance, ...], recorded_id: str | None = None) -> Instance:
+    """Of several instances under one name keep the recorded, else the oldest; terminate the others."""
+    kept = next((one for one in found if one.id == recorded_id), None)
+    if kept is None:
+        kept = min(found, key=lambda one: (one.created_at is None, one.created_at or utc_now(), one.id))
+    for other in found:
+        if other.id != kept.id:
+            driver.terminate_instance(other.id)
+    return kept
+
+
+class Absence(Model):
+    """Whether what was given back is gone, and how that was seen; `owed` names what the reaper must finish."""
+
+    is_gone: bool
+    evidence: str  # "absent from the provider's own list", or why it is not known
+    owed: tuple[str, ...] = ()  # ids
+
+
+def give_back(
+    driver: Provider[Any],
+    prefix: str,
+    *,
+    known_ids: tuple[str, ...] = (),
+    ordered_at: datetime | None = None,
+    within_s: float,
+    confirm: bool = True,
+    clock: Clock | None = None,
+) -> Absence:
+    """Terminate everything under a name or a run's prefix, and observe that it is gone.
+
+    Ids that the caller knows are asked for first, so that a listing that lags cannot hide them; `ordered_at` is when the
+    youngest of them was ordered. With `confirm=False` the requests are sent and nothing is waited for: then the answer is
+    never `is_gone`. It raises nothing that a provider says: what could not be done is owed.
+    """
+    clock = clock or Clock()
+    end = clock.now() + within_s
+    pending, asked = set(known_ids), dict[str, float]()
+    empty_since: float | None = None
+    wait = _FIRST_WAIT_S
+    while True:
+        trouble = _ask(driver, pending, asked, clock.now())
+        looked_at = clock.now()
+        costing, unread = _look(driver, prefix)
+        if costing - pending:
+            pending |= costing
+            wait = _FIRST_WAIT_S
+        if costing or unread:
+            empty_since = None
+            trouble = trouble or unread or "the provider still lists it"
+        elif not trouble:
+            if empty_since is None:
+                empty_since = looked_at
+            evidence = _absence(driver, pending, ordered_at, looked_at - empty_since)
+            if evidence:
+                return Absence(is_gone=True, evidence=evidence)
+            trouble = "absent from one list; the provider's listing lag is not over"
+        if not confirm and not (pending - asked.keys()):
+            return Absence(is_gone=False, evidence="asked for, not yet confirmed", owed=tuple(sorted(pending)))
+        if clock.now() + wait > end:
+            return Absence(is_gone=False, evidence=trouble, owed=tuple(sorted(pending)))
+        clock.sleep(wait)
+        wait = min(wait * 1.5, POLL_S)
+
+
+def _ask(driver: Provider[Any], pending: set[str], asked: dict[str, float], now: float) -> str:
+    """Ask for all that was not asked for lately; what stood in the way, or an empty string."""
+    trouble = ""
+    for instance_id in sorted(pending):
+        if now - asked.get(instance_id, -ASK_AGAIN_S) < ASK_AGAIN_S:
+            continue
+        try:
+            driver.terminate_instance(instance_id)
+        except NotFound:
+            pass
+        except ProviderError as failure:
+            trouble = failure.message
+            continue
+        asked[instance_id] = now
+    return trouble
+
+
+def _look(driver: Provider[Any], prefix: str) -> tuple[set[str], str]:
+    """The ids under the prefix that may cost money, and which scopes could not be read."""
+    try:
+        listing = driver.list_instances(prefix)
+    except ProviderError as failure:
+        return set(), failure.message
+    costing = {one.id for one in listing.instances if not one.state.is_final}
+    costing |= {leftover.id for leftover in listing.leftovers}
+    unread = ", ".join(f"{unread.scope} ({unread.reason})" for unread in listing.incomplete)
+    return costing, f"could not read {unread}" if unread else ""
+
+
+def _absence(driver: Provider[Any], ids: set[str], ordered_at: datetime | None, empty_for_s: float) -> str | None:
+    """How absence was observed, given complete empty listings over `empty_for_s`; None while it was not."""
+    lag = driver.capabilities.listing_lag_s
+    if lag <= 0:
+        return "absent from the provider's own list"
+    if empty_for_s >= lag:
+        return f"absent from the provider's lists for {lag:.0f} s"
+    old_enough = ordered_at is not None and (utc_now() - ordered_at).total_seconds() >= lag
+    if ids and all(_is_final_by_id(driver, one, not_found_counts=old_enough) for one in ids):
+        return "terminated, by the provider's own word"
+    return None
+
+
+def _is_final_by_id(driver: Provider[Any], instance_id: str, *, not_found_counts: bool) -> bool:
+    try:
+        return driver.get_instance(instance_id).state.is_final
+    except NotFound:
+        return not_found_counts and driver.capabilities.not_found_proves_absence
+    except ProviderError:
+        return False
+
+
+def _pause(seconds: float, should_stop: Callable[[], bool], clock: Clock) -> None:
+    end = clock.now() + seconds
+    while not should_stop() and (left := end - clock.now()) > 0:
+        clock.sleep(min(left, 0.2))

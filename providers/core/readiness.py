@@ -1,0 +1,75 @@
+"""From an accepted order to a machine that answers: the one place where the world is waited for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from providers.core.contract import Connection, Provider
+from providers.core.errors import InstanceFailed, NotFound, NotReady, Transient
+from providers.core.models import Instance, InstanceState
+from providers.core.orders import Clock, Interrupted, never
+
+EAGER_S = 30.0  # so long a connect is tried every 100 ms, then ever more seldom
+_GONE = (InstanceState.TERMINATING, InstanceState.TERMINATED, InstanceState.INTERRUPTED)
+
+
+def wait_until_ready(
+    driver: Provider[Any],
+    instance: Instance,
+    connect: Callable[[Instance], Connection],
+    *,
+    boot_deadline_s: float,
+    should_stop: Callable[[], bool] = never,
+    on_progress: Callable[[str, float], None] = lambda _state, _seconds: None,
+    clock: Clock | None = None,
+) -> tuple[Instance, Connection]:
+    """The instance as it is when a verified connection to it stands, and that connection.
+
+    `on_progress` gets what is waited for and for how many seconds already, at most every 15 s. Raises InstanceFailed when it
+    will never run or the boot deadline is over; Interrupted when `should_stop` said so.
+    """
+    clock = clock or Clock()
+    started = clock.now()
+    next_look, look_wait, next_word = started, 1.0, started + 5.0
+    connect_wait, last = 0.1, "not running yet"
+    # A driver whose create already answers with a running machine (local, ssh) is connected to at once.
+    if instance.state is InstanceState.RUNNING:
+        next_look = started + look_wait
+    while True:
+        if should_stop():
+            raise Interrupted
+        now = clock.now()
+        if now - started >= boot_deadline_s:
+            raise InstanceFailed(f"not ready after {boot_deadline_s / 60:.0f} min: {last}")
+        if now >= next_look:
+            instance, last = _look(driver, instance, last, now - started)
+            next_look, look_wait = clock.now() + look_wait, min(look_wait * 1.3, 10.0)
+        if instance.state is InstanceState.RUNNING:
+            try:
+                return instance, connect(instance)
+            except NotReady as not_yet:
+                last = not_yet.message
+        if now >= next_word:
+            on_progress(last, now - started)
+            next_word = now + 15.0
+        if now - started > EAGER_S:
+            connect_wait = min(connect_wait * 1.5, 0.5) * random.uniform(0.9, 1.1)  # noqa: S311 - jitter, no secret
+        clock.sleep(connect_wait)
+
+
+def _look(driver: Provider[Any], instance: Instance, last: str, waited_s: float) -> tuple[Instance, str]:
+    try:
+        seen = driver.get_instance(instance.id)
+    except NotFound as gone:
+        if waited_s > driver.capabilities.listing_lag_s:
+            raise InstanceFailed(f"vanished while it booted: {gone.message}") from gone
+        return instance, "not listed yet"
+    except Transient as trouble:
+        return instance, trouble.message
+    if seen.state is InstanceState.FAILED:
+        raise InstanceFailed(seen.reason or "the provider says that it failed")
+    if seen.state in _GONE:
+        raise InstanceFailed(f"{seen.state.value} while it booted" + (f": {seen.reason}" if seen.reason else ""))
+    return seen, seen.reason or (last if seen.state is InstanceState.RUNNING else f"{seen.state.value}")
