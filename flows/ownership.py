@@ -67,7 +67,7 @@ def standing(run: FlowRun | None, run_count: int, state_id: UUID) -> tuple[Stand
 
 
 class Ownership:
-    """The claim of this process to one flow run, watched by a thread. Use as a context manager."""
+    """The claim of this process to one flow run, watched by a thread from `start` to `close`."""
 
     def __init__(self, run_id: UUID, run_count: int, *, every_s: float = CHECK_EVERY_S) -> None:
         self.run_id = run_id
@@ -81,11 +81,13 @@ class Ownership:
         self._closed = False
         self._thread = threading.Thread(target=self._watch, name="ownership", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Begin to watch."""
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Stop watching."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -227,6 +227,7 @@ class TaskLibrary(Generic[C]):
         ordered_at: datetime | None = None,
         confirm: bool = True,
         within_s: float | None = None,
+        names: frozenset[str] | None = None,
     ) -> orders.Absence:
         """Terminate what stands under a name (or a run's prefix) and observe that it is gone: a plain function and a task."""
         self.hang_up(name)
@@ -235,6 +236,7 @@ class TaskLibrary(Generic[C]):
         return orders.give_back(
             self.driver(account),
             name,
+            names=names,
             known_ids=instance_ids,
             ordered_at=ordered_at,
             within_s=within_s,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 
@@ -131,33 +130,6 @@ class Job(Model):
     timeout_s: int = Field(
         default=24 * 3600, gt=0, title="Timeout in seconds", description="The job is ended after it."
     )
-
-    @field_validator("outputs", "files")
-    @classmethod
-    def _stays_inside(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        for path in paths:
-            _refuse_outside(path)
-        return paths
-
-    @field_validator("working_directory")
-    @classmethod
-    def _working_directory_stays_inside(cls, path: str | None) -> str | None:
-        if path is not None:
-            _refuse_outside(path)
-        return path
-
-    @field_validator("env", "secrets")
-    @classmethod
-    def _variable_names(cls, variables: dict[str, str]) -> dict[str, str]:
-        for name in variables:
-            if not (name.isascii() and name.isidentifier()):
-                raise ValueError(f"{name!r} is no name of an environment variable: use letters, digits and _")
-        return variables
-
-
-def _refuse_outside(path: str) -> None:
-    if not path or "\0" in path or path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts:
-        raise ValueError(f"{path!r} leaves the job's directory: write a path inside it, for example results/model.pt")
 
 
 class Availability(StrEnum):
@@ -354,8 +326,8 @@ class JobResult(Model):
     ended_at: datetime
     log_bytes: int = 0
     log_cut_at: int | None = None  # bytes that went to Prefect, where the cap cut the rest; the file has all
-    log_path: str | None = None  # in result storage
-    outputs: tuple[str, ...] = ()  # in result storage
+    outputs: tuple[str, ...] = ()  # the files that were brought back
+    stored_under: str | None = None  # where in result storage they and the whole log (job.log) are
     machine: MachineReport | None = None
 
     @property

@@ -38,7 +38,7 @@ class Clock:
         time.sleep(seconds)
 
 
-class Interrupted(Exception):
+class Stopped(Exception):
     """The caller's `should_stop` said so between two calls to the provider."""
 
 
@@ -61,7 +61,7 @@ def place_order(
 ) -> Instance:
     """Send one order under one name and answer only when the outcome is definite.
 
-    Raises the ProviderError that settles the offer; Owed when the name must be watched; Interrupted when `should_stop`
+    Raises the ProviderError that settles the offer; Owed when the name must be watched; Stopped when `should_stop`
     said so. It never waits longer than the boot deadline plus the listing lag.
     """
     clock = clock or Clock()
@@ -70,7 +70,7 @@ def place_order(
     is_open = False  # an answer to an earlier sending of this order was lost
     while True:
         if should_stop():
-            raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Interrupted
+            raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Stopped
         try:
             return driver.create_instance(offer, spec)
         except Unconfirmed as lost:
@@ -131,13 +131,14 @@ def give_back(
     driver: Provider[Any],
     prefix: str,
     *,
+    names: frozenset[str] | None = None,
     known_ids: tuple[str, ...] = (),
     ordered_at: datetime | None = None,
     within_s: float,
     confirm: bool = True,
     clock: Clock | None = None,
 ) -> Absence:
-    """Terminate everything under a name or a run's prefix, and observe that it is gone.
+    """Terminate everything under a prefix, or of it only what bears one of `names`, and observe that it is gone.
 
     Ids that the caller knows are asked for first, so that a listing that lags cannot hide them; `ordered_at` is when the
     youngest of them was ordered. With `confirm=False` the requests are sent and nothing is waited for: then the answer is
@@ -151,7 +152,7 @@ def give_back(
     while True:
         trouble = _ask(driver, pending, asked, clock.now())
         looked_at = clock.now()
-        costing, unread = _look(driver, prefix)
+        costing, unread = _look(driver, prefix, names)
         if costing - pending:
             pending |= costing
             wait = _FIRST_WAIT_S
@@ -190,14 +191,14 @@ def _ask(driver: Provider[Any], pending: set[str], asked: dict[str, float], now:
     return trouble
 
 
-def _look(driver: Provider[Any], prefix: str) -> tuple[set[str], str]:
-    """The ids under the prefix that may cost money, and which scopes could not be read."""
+def _look(driver: Provider[Any], prefix: str, names: frozenset[str] | None) -> tuple[set[str], str]:
+    """The ids under the prefix (and of these names) that may cost money, and which scopes could not be read."""
     try:
         listing = driver.list_instances(prefix)
     except ProviderError as failure:
         return set(), failure.message
-    costing = {one.id for one in listing.instances if not one.state.is_final}
-    costing |= {leftover.id for leftover in listing.leftovers}
+    alive = [*(one for one in listing.instances if not one.state.is_final), *listing.leftovers]
+    costing = {one.id for one in alive if names is None or one.name in names}
     unread = ", ".join(f"{unread.scope} ({unread.reason})" for unread in listing.incomplete)
     return costing, f"could not read {unread}" if unread else ""
 

@@ -9,7 +9,7 @@ from typing import Any
 from providers.core.contract import Connection, Provider
 from providers.core.errors import InstanceFailed, NotFound, NotReady, Transient
 from providers.core.models import Instance, InstanceState
-from providers.core.orders import Clock, Interrupted, never
+from providers.core.orders import Clock, Stopped, never
 
 EAGER_S = 30.0  # so long a connect is tried every 100 ms, then ever more seldom
 _GONE = (InstanceState.TERMINATING, InstanceState.TERMINATED, InstanceState.INTERRUPTED)
@@ -28,7 +28,7 @@ def wait_until_ready(
     """The instance as it is when a verified connection to it stands, and that connection.
 
     `on_progress` gets what is waited for and for how many seconds already, at most every 15 s. Raises InstanceFailed when it
-    will never run or the boot deadline is over; Interrupted when `should_stop` said so.
+    will never run or the boot deadline is over; Stopped when `should_stop` said so.
     """
     clock = clock or Clock()
     started = clock.now()
@@ -39,7 +39,7 @@ def wait_until_ready(
         next_look = started + look_wait
     while True:
         if should_stop():
-            raise Interrupted
+            raise Stopped
         now = clock.now()
         if now - started >= boot_deadline_s:
             raise InstanceFailed(f"not ready after {boot_deadline_s / 60:.0f} min: {last}")

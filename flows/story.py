@@ -1,0 +1,214 @@
+"""How a run tells its story: the lines of its six steps, the artifacts that a person reads, the message of its final state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from flows.record import GONE, OWED, Attempt
+from providers.core import matching
+from providers.core.models import Instance, JobResult, Offer, Requirements
+
+WIDTH = 78  # a line with its seconds at the right edge
+INDENT = " " * 13
+SHOWN_OFFERS = 8
+
+
+def step(number: int, name: str, text: str, seconds: float | None = None) -> str:
+    """`3 create     pg-..., lease until 10:17    0.2 s`."""
+    return timed(f"{number} {name:<10} {text}", seconds)
+
+
+def more(text: str, seconds: float | None = None) -> str:
+    """A further line of the same step."""
+    return timed(INDENT + text, seconds)
+
+
+def timed(line: str, seconds: float | None) -> str:
+    """The line with its seconds at the right edge."""
+    if seconds is None:
+        return line
+    return f"{line:<{WIDTH - 9}} {duration(seconds):>8}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `41 min`, `2 h 05 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clock_time(moment: datetime) -> str:
+    """The time of day where the worker is, with the day where it is not today."""
+    local = moment.astimezone()
+    far = local - datetime.now().astimezone() > timedelta(hours=18)
+    return local.strftime("%a %H:%M" if far else "%H:%M")
+
+
+def dollars(amount: float) -> str:
+    """`$13.61`; four places below ten cents, where two would say nothing."""
+    return f"${amount:.4f}" if 0 < amount < 0.1 else f"${amount:.2f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 offer`, `3 offers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wanted(requirements: Requirements) -> str:
+    """What was asked for, as a person says it: `H100:8 under $20/h`."""
+    gpu = " or ".join(request.text for request in requirements.gpu) or "machine"
+    return gpu if requirements.max_price is None else f"{gpu} under ${requirements.max_price:g}/h"
+
+
+def asked(answers: dict[str, str | None], only: bool) -> str:
+    """Who was asked for offers and who answered; `answers` is provider to what went wrong, or None."""
+    answered = sum(trouble is None for trouble in answers.values())
+    text = f"{counted(len(answers), 'provider')} asked, {answered} answered"
+    return text if only else text + " (make providers: all)"
+
+
+def offers_table(offers: list[Offer]) -> list[str]:
+    """The first offers in the order they are tried, in columns."""
+    rows = [("#", "provider", "machine", "gpu", "spot", "$/h")]
+    for rank, offer in enumerate(offers[:SHOWN_OFFERS], start=1):
+        place = "" if offer.provider == "local" else f" {offer.scope}"
+        rows.append(
+            (
+                str(rank),
+                offer.provider,
+                offer.instance_type + place,
+                offer.gpu,
+                "yes" if offer.spot else "no",
+                f"{offer.price:.2f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
+        + "  "
+        + row[-1].rjust(widths[-1])
+        for row in rows
+    ]
+    if len(offers) > SHOWN_OFFERS:
+        lines.append(f"and {len(offers) - SHOWN_OFFERS} more")
+    return lines
+
+
+def offers_markdown(
+    requirements: Requirements,
+    offers: list[Offer],
+    passed_over: list[tuple[Offer, str]],
+    attempts: list[Attempt],
+    troubles: dict[str, str],
+) -> str:
+    """The artifact `offers`: in the order they are tried, why each was passed over, what came of those that were tried."""
+    tried = {(attempt.provider, attempt.machine, attempt.scope, attempt.spot): attempt for attempt in attempts}
+    lines = [
+        f"# Offers for {wanted(requirements)}",
+        "",
+        "| # | provider | machine | where | GPU | spot | $/h | what came of it |",
+        "|--:|---|---|---|---|---|--:|---|",
+    ]
+    for rank, offer in enumerate(offers[:50], start=1):
+        attempt = tried.get((offer.provider, offer.instance_type, offer.scope, offer.spot))
+        lines.append(_offer_row(str(rank), offer, _came_of_it(attempt)))
+    if len(offers) > 50:
+        lines.append(f"| | | and {len(offers) - 50} more | | | | | |")
+    lines += [_offer_row("-", offer, why) for offer, why in passed_over[:20]]
+    lines += [
+        f"| - | {provider} | | | | | | did not answer: {_cell(trouble)} |" for provider, trouble in troubles.items()
+    ]
+    return "\n".join(lines)
+
+
+def _offer_row(rank: str, offer: Offer, came_of_it: str) -> str:
+    spot = "yes" if offer.spot else "no"
+    return f"| {rank} | {offer.provider} | {_cell(offer.instance_type)} | {_cell(offer.scope)} | {offer.gpu} | {spot} | {offer.price:.2f} | {_cell(came_of_it)} |"
+
+
+def _came_of_it(attempt: Attempt | None) -> str:
+    if attempt is None:
+        return "not tried"
+    if attempt.outcome == GONE:
+        return "used, and given back"
+    return f"{attempt.outcome}: {attempt.why}" if attempt.why else attempt.outcome
+
+
+def result_markdown(message: str, result: JobResult | None, attempts: list[Attempt]) -> str:
+    """The artifact `result-<run id>`: how it ended, where it ran, how long, what it cost."""
+    lines = [f"# {message}", ""]
+    if result is not None:
+        lines += [
+            "| | |",
+            "|---|---|",
+            f"| exit code | {result.exit_code if result.exit_code is not None else result.outcome} |",
+            f"| job | {duration(result.duration_s)} |",
+            f"| output | {result.log_bytes:,} bytes |",
+        ]
+        if result.stored_under:
+            lines.append(f"| log and results | `{result.stored_under}` |")
+        lines += [f"| file | `{name}` |" for name in result.outputs[:50]]
+        lines.append("")
+    lines += ["| # | provider | machine | where | $/h | cost | what came of it |", "|--:|---|---|---|--:|--:|---|"]
+    lines += [
+        f"| {number} | {one.provider} | {_cell(one.machine)} | {_cell(one.scope)} | {one.price:.2f} | {dollars(one.cost or 0.0)} | {_cell(_came_of_it(one))} |"
+        for number, one in enumerate(attempts, start=1)
+    ]
+    return "\n".join(lines)
+
+
+def final_message(result: JobResult, attempts: list[Attempt]) -> str:
+    """`exit 0 in 41 min, $13.61, 3 offers tried (runpod sold out, vastai boot failed)`."""
+    ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
+    cost = dollars(sum(one.cost or 0.0 for one in attempts))
+    tried = counted(len(attempts), "offer") + " tried"
+    failed = failures(attempts)
+    left = "; NOT seen gone yet, reap goes on" if any(one.outcome == OWED for one in attempts) else ""
+    return f"{ended} in {duration(result.duration_s)}, {cost}" + (f", {tried} ({failed})" if failed else "") + left
+
+
+def failures(attempts: list[Attempt]) -> str:
+    """`runpod sold out, vastai boot failed`; equal ones are counted."""
+    settled = (GONE, OWED, "current", "ordered")
+    count = Counter(f"{one.provider} {one.outcome}" for one in attempts if one.outcome not in settled)
+    return ", ".join(what if times == 1 else f"{what} {times} times" for what, times in count.items())
+
+
+def none_served_message(
+    requirements: Requirements, passed_over: list[tuple[Offer, str]], troubles: dict[str, str], attempts: list[Attempt]
+) -> str:
+    """`No H100:8 under $20/h. Cheapest $23.12 lambdalabs.`: what was not found, and the nearest thing that is there."""
+    if attempts:
+        return f"No {wanted(requirements)}: {counted(len(attempts), 'offer')} tried ({failures(attempts)})."
+    sentences = [f"No {wanted(requirements)}."]
+    limit = requirements.max_price
+    dearer = [offer.price for offer, _ in passed_over if limit is not None and offer.price > limit]
+    fitting = requirements.model_copy(update={"max_price": None})
+    near = [offer for offer, _ in passed_over if offer.price in dearer and matching.fits(offer, fitting)]
+    if near:
+        nearest = min(near, key=lambda offer: offer.price)
+        sentences.append(f"Cheapest {dollars(nearest.price)} {nearest.provider}.")
+    elif passed_over:
+        offer, why = min(passed_over, key=lambda one: one[0].price)
+        sentences.append(f"{offer.provider} {offer.instance_type}: {why}.")
+    sentences += [f"{provider} did not answer: {trouble}." for provider, trouble in troubles.items()]
+    return " ".join(sentences)
+
+
+def ready_at(instance: Instance, host_key: str) -> str:
+    """How the machine is reached and why it is trusted."""
+    if instance.ssh is None:
+        return "by the provider's own channel"
+    known = {
+        "placed": "host key known beforehand",
+        "by_logs": "host key read from the provider's log",
+        "first_use": "host key PINNED ON FIRST USE",
+    }
+    certainty = "host key known beforehand" if instance.ssh.host_key else known.get(host_key, "")
+    return f"ssh {instance.ssh.host}:{instance.ssh.port}, {certainty}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
