@@ -1,0 +1,96 @@
+"""Prices: gpuhunt's in, our offers out, in a millisecond; the only module that reads gpuhunt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from providers.core import prices
+from providers.core.errors import Unsupported
+from providers.core.models import GpuRequest, Offer, Requirements, Spot
+from providers.core.snapshot import Filters, Found, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+
+class NoPrices(Unsupported):
+    """There is no price snapshot of this provider on this machine."""
+
+    short = "no prices"
+
+
+def offers(
+    provider: str,
+    requirements: Requirements,
+    *,
+    allowed_flags: Container[str] | None = None,
+    limit: int | None = 1000,
+) -> list[Offer]:
+    """What a provider's price list has for these requirements: alternatives in their order, each by price, `limit` of each.
+
+    `allowed_flags` are gpuhunt's flags that the driver can buy (None: all). What a price list does not know restricts
+    nothing: `min_cuda`, `network`, and zones where prices are by region. Raises NoPrices where there is no snapshot.
+    """
+    snapshot = _snapshot(provider)
+    found: dict[Found, None] = {}
+    for request in requirements.gpu or (None,):
+        found |= dict.fromkeys(snapshot.find(filters(requirements, request, allowed_flags), limit))
+    return snapshot.offers(found)
+
+
+def filters(
+    requirements: Requirements, request: GpuRequest | None, allowed_flags: Container[str] | None = None
+) -> Filters:
+    """What one alternative of the requirements asks of a snapshot."""
+    capability = requirements.min_compute_capability
+    return Filters(
+        cpu_arch=requirements.arch,
+        min_cpu=requirements.cpu,
+        min_memory=requirements.memory_gb,
+        min_gpu_count=request.count_min if request else None,
+        max_gpu_count=request.count_max if request else None,
+        gpu_vendor=requirements.gpu_vendor if request else None,
+        gpu_name=request.names or None if request else None,
+        min_gpu_memory=request.memory_min_gb if request else None,
+        max_gpu_memory=request.memory_max_gb if request else None,
+        min_total_gpu_memory=request.total_memory_min_gb if request else None,
+        max_total_gpu_memory=request.total_memory_max_gb if request else None,
+        min_disk_size=requirements.disk_gb,
+        max_price=requirements.max_price,
+        min_compute_capability=_version(capability) if request and capability else None,
+        spot={Spot.ON_DEMAND: False, Spot.SPOT: True, Spot.EITHER: None}[requirements.spot],
+        allowed_flags=allowed_flags,
+        regions=requirements.regions,
+        exclude_regions=requirements.exclude_regions,
+        zones=requirements.zones,
+        exclude_zones=requirements.exclude_zones,
+        countries=requirements.countries,
+        exclude_countries=requirements.exclude_countries,
+    )
+
+
+def query(asked: Filters, providers: Sequence[str] | None = None, limit: int | None = None) -> list[Offer]:
+    """All offers of these providers (None: of all that have a snapshot) that pass, by price; or the cheapest `limit`."""
+    names = prices.providers() if providers is None else list(dict.fromkeys(providers))
+    snapshots = [(name, _snapshot(name)) for name in names]
+    merged = sorted(
+        (found.price, name, found.kind, found.place)
+        for name, snapshot in snapshots
+        for found in snapshot.find(asked, limit)
+    )[:limit]
+    by_name = dict(snapshots)
+    return [by_name[name].offer(Found(price, kind, place)) for price, name, kind, place in merged]
+
+
+def _snapshot(provider: str) -> Snapshot:
+    snapshot = prices.opened(provider)
+    if snapshot is None:
+        raise NoPrices(
+            f"there is no price snapshot of {provider} here yet: run `make refresh`, or the deployment refresh-catalog/default"
+        )
+    return snapshot
+
+
+def _version(number: float) -> tuple[int, int]:
+    major, _, minor = f"{number:.1f}".partition(".")
+    return int(major), int(minor)

@@ -1,0 +1,424 @@
+"""All prices of one provider at one moment: a SQLite file that is written once, never changed, and asked in a millisecond.
+
+An offer is a *kind* (everything but where and how much), a *place* and a price. A provider has thousands of kinds and
+hundreds of thousands of prices, and nearly every filter is about the kind: it is decided once a kind, not once a price.
+People can ask the file too: `sqlite3 FILE 'SELECT * FROM offer WHERE gpu_name = "H100" ORDER BY price LIMIT 5'`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import weakref
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
+
+from providers.core.accelerators import find
+from providers.core.models import Availability, Offer
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+    from pathlib import Path
+
+FORMAT: Final = 1  # of the file; another number is another format, and is collected anew
+_APPLICATION: Final = 0x70677075  # "pgpu": what `file` shows
+
+_SCHEMA: Final = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE place (id INTEGER PRIMARY KEY, region TEXT NOT NULL, zone TEXT, country TEXT);
+CREATE TABLE kind (
+    id INTEGER PRIMARY KEY, instance_type TEXT NOT NULL, spot INTEGER NOT NULL,
+    cpu REAL, memory_gb REAL, disk_gb REAL, arch TEXT, flags TEXT NOT NULL,
+    gpu_name TEXT, gpu_count INTEGER NOT NULL, gpu_memory_gb REAL, gpu_vendor TEXT, raw TEXT NOT NULL,
+    gpu_key TEXT, capability INTEGER,                                   -- what filters compare
+    offers INTEGER NOT NULL, cheapest REAL NOT NULL, dearest REAL NOT NULL  -- what saves looking at prices
+);
+CREATE TABLE price (
+    kind INTEGER NOT NULL, price REAL NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (kind, price, place)
+) WITHOUT ROWID;
+"""
+_INDEXES: Final = """
+CREATE INDEX kind_by_gpu ON kind (gpu_key, gpu_count, spot);
+CREATE INDEX price_by_price ON price (price);
+CREATE VIEW offer AS SELECT instance_type, region, zone, country, price, spot, cpu, memory_gb, disk_gb, arch, flags,
+    gpu_name, gpu_count, gpu_memory_gb, gpu_vendor, raw
+    FROM price JOIN kind ON kind.id = price.kind JOIN place ON place.id = price.place;
+"""
+
+
+_INSERT_KIND: Final = f"INSERT INTO kind VALUES ({', '.join('?' * 18)})"  # noqa: S608 - question marks
+
+
+class Place(NamedTuple):
+    """Where: the region, the zone where prices are by zone, and the country where it is known (ISO 3166-1 alpha-2)."""
+
+    region: str
+    zone: str | None = None
+    country: str | None = None
+
+
+class Kind(NamedTuple):
+    """Everything about an offer but where and how much."""
+
+    instance_type: str
+    spot: bool = False
+    cpu: float | None = None
+    memory_gb: float | None = None
+    disk_gb: float | None = None
+    arch: str | None = "x86_64"
+    flags: tuple[str, ...] = ()
+    gpu_name: str | None = None
+    gpu_count: int = 0
+    gpu_memory_gb: float | None = None
+    gpu_vendor: str | None = None
+    raw: str = "{}"  # JSON object: what the driver needs at create
+
+
+class Price(NamedTuple):
+    """One offer as it is collected: USD per hour for the whole instance."""
+
+    kind: Kind
+    place: Place
+    price: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two of them the same thing to buy, whatever they cost."""
+        return (self.kind, self.place)
+
+
+class About(NamedTuple):
+    """What a snapshot says of itself."""
+
+    provider: str
+    collected_at: datetime  # when these prices were true, as far as their source tells
+    source: str  # where they come from, in a person's words
+    offers: int
+    gpu_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """gpuhunt's filters with its meaning, and those on places. A field that is None or empty does not restrict."""
+
+    cpu_arch: str | None = None
+    min_cpu: float | None = None
+    max_cpu: float | None = None
+    min_memory: float | None = None
+    max_memory: float | None = None
+    min_gpu_count: int | None = None  # 0: offers without a GPU pass, whatever the filters on GPUs say
+    max_gpu_count: int | None = None
+    gpu_vendor: str | None = None
+    gpu_name: tuple[str, ...] | None = None
+    min_gpu_memory: float | None = None
+    max_gpu_memory: float | None = None
+    min_total_gpu_memory: float | None = None
+    max_total_gpu_memory: float | None = None
+    min_disk_size: float | None = None  # an offer that says no disk size can have any
+    max_disk_size: float | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    min_compute_capability: tuple[int, int] | None = None
+    max_compute_capability: tuple[int, int] | None = None
+    spot: bool | None = None
+    allowed_flags: Container[str] | None = None
+    regions: tuple[str, ...] = ()  # a zone's name is understood too
+    exclude_regions: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
+    exclude_zones: tuple[str, ...] = ()
+    countries: tuple[str, ...] = ()  # what is not known to be in one of them is left out
+    exclude_countries: tuple[str, ...] = ()  # and so is what might be in one of these
+
+    def take_place(self, place: Place) -> bool:
+        """Whether a place passes."""
+        return _is_in(place, self) and not _is_out(place, self)
+
+    @property
+    def restricts_places(self) -> bool:
+        return bool(
+            self.regions
+            or self.exclude_regions
+            or self.zones
+            or self.exclude_zones
+            or self.countries
+            or self.exclude_countries
+        )
+
+
+def _is_in(place: Place, filters: Filters) -> bool:
+    region, zone, country = (part.lower() if part else "" for part in place)
+    regions, zones, countries = (
+        {name.lower() for name in names} for names in (filters.regions, filters.zones, filters.countries)
+    )
+    if regions and region not in regions and (zone or region) not in regions:
+        return False
+    # Prices by region hold for its zones: us-east-1 stays when us-east-1a is asked for, and the driver picks the zone.
+    if zones and zone not in zones and (zone or not any(name.startswith(region) for name in zones)):
+        return False
+    return not countries or country in countries
+
+
+def _is_out(place: Place, filters: Filters) -> bool:
+    region, zone, country = (part.lower() if part else "" for part in place)
+    regions, zones, countries = (
+        {name.lower() for name in names}
+        for names in (filters.exclude_regions, filters.exclude_zones, filters.exclude_countries)
+    )
+    return (
+        bool(regions & {region, zone or region})
+        or bool(zone and zone in zones)
+        or (bool(countries) and (not country or country in countries))
+    )
+
+
+def write(path: Path, provider: str, prices: Iterable[Price], *, collected_at: datetime, source: str) -> About:
+    """Make the file at `path`, which must not exist; in 10 microseconds an offer. Whoever publishes it moves it into place."""
+    prices = list(prices)
+    kinds: dict[Kind, list[tuple[float, Place]]] = {}
+    for kind, place, price in prices:
+        kinds.setdefault(kind, []).append((price, place))
+    places = {place: number for number, place in enumerate(sorted({p.place for p in prices}, key=repr), 1)}
+    numbered = list(enumerate(sorted(kinds, key=repr), 1))
+    names = tuple(sorted({kind.gpu_name for kind in kinds if kind.gpu_name}))
+    about = About(provider, collected_at, source, len(prices), names)
+    facts = about._asdict() | {"collected_at": collected_at.isoformat(), "gpu_names": json.dumps(names)}
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _SCHEMA)
+        db.execute("BEGIN")
+        db.executemany("INSERT INTO about VALUES (?, ?)", [(name, str(value)) for name, value in facts.items()])
+        db.executemany("INSERT INTO place VALUES (?, ?, ?, ?)", [(number, *place) for place, number in places.items()])
+        db.executemany(_INSERT_KIND, [_row(number, kind, kinds[kind]) for number, kind in numbered])
+        db.executemany(
+            "INSERT INTO price VALUES (?, ?, ?)",
+            (
+                (number, price, place)
+                for number, kind in numbered
+                for price, place in sorted((price, places[place]) for price, place in kinds[kind])
+            ),
+        )
+        db.execute("COMMIT")
+        db.executescript(_INDEXES)
+    return about
+
+
+def _row(number: int, kind: Kind, prices: list[tuple[float, Place]]) -> tuple[object, ...]:
+    accelerator = find(kind.gpu_name) if kind.gpu_name and kind.gpu_vendor == "nvidia" else None
+    capability = accelerator.compute_capability if accelerator else None
+    amounts = [price for price, _ in prices]
+    return (
+        number,
+        kind.instance_type,
+        int(kind.spot),
+        kind.cpu,
+        kind.memory_gb,
+        kind.disk_gb,
+        kind.arch,
+        " ".join(kind.flags),
+        kind.gpu_name,
+        kind.gpu_count,
+        kind.gpu_memory_gb,
+        kind.gpu_vendor,
+        kind.raw,
+        kind.gpu_name.lower() if kind.gpu_name else None,
+        _capability(capability) if capability else None,
+        len(prices),
+        min(amounts),
+        max(amounts),
+    )
+
+
+def _capability(version: tuple[int, int]) -> int:
+    return version[0] * 1000 + version[1]
+
+
+# Filter -> condition on a kind. The text of a condition never depends on the value, so that SQLite prepares each query once.
+_GPU_MEMORY = "CASE WHEN gpu_count > 0 THEN coalesce(gpu_memory_gb, 0) ELSE 0 END"
+_CONDITIONS: Final = {
+    "spot": "spot = :spot",
+    "cpu_arch": "arch = :cpu_arch",
+    "min_cpu": "cpu >= :min_cpu",
+    "max_cpu": "cpu <= :max_cpu",
+    "min_memory": "memory_gb >= :min_memory",
+    "max_memory": "memory_gb <= :max_memory",
+    "min_disk_size": "(disk_gb IS NULL OR disk_gb >= :min_disk_size)",
+    "max_disk_size": "(disk_gb IS NULL OR disk_gb <= :max_disk_size)",
+    "allowed_flags": "flags IN (SELECT value FROM json_each(:allowed_flags))",
+    "min_price": "dearest >= :min_price",
+    "max_price": "cheapest <= :max_price",
+}
+_GPU_CONDITIONS: Final = {
+    "gpu_name": "gpu_key IN (SELECT value FROM json_each(:gpu_name))",
+    "min_gpu_count": "gpu_count >= :min_gpu_count",
+    "max_gpu_count": "gpu_count <= :max_gpu_count",
+    "gpu_vendor": "gpu_vendor = :gpu_vendor",
+    "min_gpu_memory": f"{_GPU_MEMORY} >= :min_gpu_memory",
+    "max_gpu_memory": f"{_GPU_MEMORY} <= :max_gpu_memory",
+    "min_total_gpu_memory": f"gpu_count * ({_GPU_MEMORY}) >= :min_total_gpu_memory",
+    "max_total_gpu_memory": f"gpu_count * ({_GPU_MEMORY}) <= :max_total_gpu_memory",
+    "min_compute_capability": "capability >= :min_compute_capability",
+    "max_compute_capability": "capability <= :max_compute_capability",
+}
+
+
+class Found(NamedTuple):
+    """A match, before an Offer is made of it."""
+
+    price: float
+    kind: int
+    place: int
+
+
+class Snapshot:
+    """A snapshot that is open for reading; may be asked from many threads. ValueError if the file is not one."""
+
+    def __init__(self, path: Path) -> None:
+        # The file never changes, so SQLite need not lock it nor look for a journal; threads share the connection because
+        # SQLite serializes its calls (threadsafety 3) and each question has a cursor of its own.
+        self._db = sqlite3.connect(
+            f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, check_same_thread=False, isolation_level=None
+        )
+        weakref.finalize(self, self._db.close)  # whoever still asks an old snapshot keeps it open
+        try:
+            self.about = self._read_about()
+            self._places = {
+                number: Place(*place)
+                for number, *place in self._db.execute("SELECT id, region, zone, country FROM place")
+            }
+            self._flags = [flags for (flags,) in self._db.execute("SELECT DISTINCT flags FROM kind")]
+        except (sqlite3.Error, KeyError, ValueError, IndexError) as broken:
+            self._db.close()
+            raise ValueError(f"{path.name} is no whole snapshot of format {FORMAT}: refresh the catalog") from broken
+        # Offers are made from these: what is the same in all offers of a kind or place is put together once.
+        self._of_kind: dict[int, tuple[dict[str, Any], str]] = {}
+        self._of_place = {number: place._asdict() for number, place in self._places.items()}
+
+    def close(self) -> None:
+        self._db.close()
+
+    def find(self, filters: Filters, limit: int | None = None) -> list[Found]:
+        """All that passes, or the cheapest `limit`, by price."""
+        conditions, values = self._kind_conditions(filters)
+        values["limit"] = -1 if limit is None else limit
+        kinds = f"SELECT id FROM kind WHERE {conditions}"  # noqa: S608 - only texts from the tables above
+        share = 1.0
+        row: list[str] = []
+        if filters.min_price is not None:
+            row.append("price >= :min_price")
+        if filters.restricts_places:
+            taken = [number for number, place in self._places.items() if filters.take_place(place)]
+            if not taken:
+                return []
+            share = len(taken) / len(self._places)
+            values["places"] = json.dumps(taken)
+            row.append("place IN (SELECT value FROM json_each(:places))")
+        source = "price"
+        if limit is not None and not row:
+            # A kind that is not among the `limit` with the cheapest offer has no offer among the cheapest `limit`.
+            kinds += " ORDER BY cheapest, id LIMIT :limit"
+        elif limit is not None and self._is_faster_by_price(conditions, values, limit, share):
+            source = "price INDEXED BY price_by_price"
+            row.append("price >= :first")
+        if filters.max_price is not None:
+            row.append("price <= :max_price")
+        where = " AND ".join([f"kind IN ({kinds})", *row])
+        sql = f"SELECT price, kind, place FROM {source} WHERE {where} ORDER BY price, kind, place LIMIT :limit"  # noqa: S608 - only texts from the tables above
+        return list(map(Found._make, self._db.execute(sql, values)))
+
+    def offers(self, found: Iterable[Found]) -> list[Offer]:
+        """Offers of what `find` found."""
+        return list(map(self.offer, found))
+
+    def offer(self, found: Found) -> Offer:
+        """The offer of something that `find` found."""
+        price, kind, place = found
+        if kind not in self._of_kind:
+            self._of_kind[kind] = self._kind(kind)
+        fields, raw = self._of_kind[kind]
+        # Each has a `raw` of its own: offers are shared by nobody.
+        return _offer({**fields, **self._of_place[place], "price": price, "raw": json.loads(raw) if raw else {}})
+
+    def all(self) -> Iterable[Price]:
+        """Everything that is in it, as it was collected."""
+        kinds = {row[0]: _kind_of(row[1:]) for row in self._db.execute(f"SELECT id, {_KIND_COLUMNS} FROM kind")}  # noqa: S608 - column names
+        for kind, price, place in self._db.execute("SELECT kind, price, place FROM price"):
+            yield Price(kinds[kind], self._places[place], price)
+
+    def _read_about(self) -> About:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if (application, version) != (_APPLICATION, FORMAT):
+            raise ValueError("another format")
+        facts: dict[str, str] = dict(self._db.execute("SELECT name, value FROM about"))
+        collected_at = datetime.fromisoformat(facts["collected_at"])
+        names: list[str] = json.loads(facts["gpu_names"])
+        return About(facts["provider"], collected_at, facts["source"], int(facts["offers"]), tuple(names))
+
+    def _kind_conditions(self, filters: Filters) -> tuple[str, dict[str, object]]:
+        values: dict[str, object] = {
+            name: value
+            for name in (*_CONDITIONS, *_GPU_CONDITIONS)
+            if (value := getattr(filters, name)) is not None and value != ""
+        }
+        if filters.allowed_flags is not None:
+            allowed = filters.allowed_flags
+            values["allowed_flags"] = json.dumps([f for f in self._flags if all(flag in allowed for flag in f.split())])
+        if filters.gpu_name is not None:
+            values["gpu_name"] = json.dumps([name.lower() for name in filters.gpu_name])
+        for bound in ("min_compute_capability", "max_compute_capability"):
+            if version := getattr(filters, bound):
+                values[bound] = _capability(version)
+        about_gpus = " AND ".join(text for name, text in _GPU_CONDITIONS.items() if name in values)
+        if about_gpus and filters.min_gpu_count == 0:
+            about_gpus = f"(gpu_count = 0 OR ({about_gpus}))"
+        others = [text for name, text in _CONDITIONS.items() if name in values]
+        return " AND ".join([*others, about_gpus] if about_gpus else others) or "1", values
+
+    def _is_faster_by_price(self, conditions: str, values: dict[str, Any], limit: int, share: float) -> bool:
+        """Whether walking all prices from the cheapest on meets `limit` matches before all prices of the matching kinds are read.
+
+        `share` of the places count. Sets `:first`, where such a walk may begin.
+        """
+        matching, first = self._db.execute(
+            f"SELECT total(offers), coalesce(min(cheapest), 0) FROM kind WHERE {conditions}",  # noqa: S608 - only texts from the tables above
+            values,
+        ).fetchone()
+        values["first"] = max(first, values.get("min_price", first))
+        return matching > 0 and limit * self.about.offers / (matching * share) < matching
+
+    def _kind(self, number: int) -> tuple[dict[str, Any], str]:
+        row = self._db.execute(f"SELECT {_KIND_COLUMNS} FROM kind WHERE id = ?", (number,)).fetchone()  # noqa: S608 - column names
+        kind = _kind_of(row)
+        raw: dict[str, Any] = json.loads(kind.raw)
+        if kind.flags:
+            raw["flags"] = list(kind.flags)
+        known = kind._asdict() | {
+            "provider": self.about.provider,
+            "priced_at": self.about.collected_at,
+            "availability": Availability.UNKNOWN,
+        }
+        fields = {name: known.get(name) for name in Offer.model_fields}  # in the model's order, where and how much to come
+        return fields, json.dumps(raw) if raw else ""
+
+
+_KIND_COLUMNS: Final = ", ".join(Kind._fields)
+_ALL_FIELDS: Final = set(Offer.model_fields)
+
+
+def _kind_of(row: tuple[Any, ...]) -> Kind:
+    kind = Kind(*row)
+    return kind._replace(spot=bool(kind.spot), flags=tuple(str(kind.flags).split()))
+
+
+def _offer(fields: dict[str, Any]) -> Offer:
+    """What `Offer.model_construct(**fields)` does, in a seventh of its time: these rows were checked when they were published."""
+    offer = Offer.__new__(Offer)
+    object.__setattr__(offer, "__dict__", fields)
+    object.__setattr__(offer, "__pydantic_fields_set__", _ALL_FIELDS)
+    object.__setattr__(offer, "__pydantic_extra__", None)
+    object.__setattr__(offer, "__pydantic_private__", None)
+    return offer
