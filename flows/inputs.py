@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from providers.core.gpus import parse_gpu
 
-from providers import ProviderName
+from providers import ProviderName, account_of
 from providers.core.models import Job, Requirements
 
 
@@ -59,14 +59,16 @@ def checked_job(job: Job, directory: Path) -> Job:
     return job
 
 
-def checked_providers(providers: list[ProviderName], enabled: list[ProviderName], account: str) -> list[ProviderName]:
+def checked_providers(
+    providers: list[ProviderName], enabled: list[ProviderName], account: str | dict[str, str]
+) -> list[ProviderName]:
     """The providers to ask, as listed by the user or all that are enabled."""
     if not providers:
         return enabled
     for provider in providers:
         if provider not in enabled:
             raise Refused(
-                f"no credentials of {provider.value} are saved as {account!r}: run `make connect PROVIDER={provider.value}`"
+                f"no credentials of {provider.value} are saved as {account_of(account, provider)!r}: run `make connect PROVIDER={provider.value}`"
             )
     return list(dict.fromkeys(providers))
 

@@ -14,7 +14,7 @@ Every other way out goes through `finally`; when this process cannot, through th
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from prefect import flow
 from prefect.states import Failed, State
@@ -27,6 +27,9 @@ from flows.reap import end_run
 from providers import DEFAULT_ACCOUNT, ProviderName
 from providers.core.errors import ProviderError
 from providers.core.models import Job, JobResult, Requirements
+
+ANY_MACHINE: Final = Requirements()
+PLAIN_JOB: Final = Job()
 
 
 @flow(
@@ -57,8 +60,8 @@ def provision(
         Literal["price", "given"],
         Field(title="Order", description="price: cheapest first. given: as the providers are listed."),
     ] = "price",
-    requirements: Annotated[Requirements, Field(title="Requirements")] = Requirements(),
-    job: Annotated[Job, Field(title="Job")] = Job(),
+    requirements: Annotated[Requirements, Field(title="Requirements")] = ANY_MACHINE,
+    job: Annotated[Job, Field(title="Job")] = PLAIN_JOB,
     account: Annotated[
         str | dict[str, str],
         Field(title="Account", description="Name of the saved credentials, or a map from provider to name."),

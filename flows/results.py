@@ -7,15 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from prefect.filesystems import LocalFileSystem, WritableDeploymentStorage
 from prefect.results import get_default_result_storage, get_result_store
 
 from providers.core.errors import ProviderError
-
-LOG: Final = "job.log"
 
 
 class NotStored(ProviderError):

@@ -25,12 +25,12 @@ from flows import inputs, results, story
 from flows.ownership import Ownership, Standing
 from flows.record import GONE, OWED, Attempt, Record, cost_until, new_attempt
 from providers import ProviderName, account_of
-from providers.core import matching
+from providers.core import accounts, matching
 from providers.core.errors import AuthFailed, ProviderError
 from providers.core.lease import MAX_ATTEMPT, MAX_RUN_COUNT, Lease, run_prefix
 from providers.core.library import lease_deadline
 from providers.core.models import Availability, Instance, Job, JobResult, Offer, Requirements, utc_now
-from providers.core.orders import Absence, Owed, Stopped
+from providers.core.orders import Absence, Owed
 
 PROVIDER_PATIENCE_S = 30.0  # so long a provider may take to answer with its offers
 API_PATIENCE_S = 15 * 60.0  # so long nothing is bought while Prefect's API does not answer; then the run fails
@@ -73,12 +73,8 @@ class Run:
         """One log record: a fact of the story, as `--watch`, the UI and the terminal show it."""
         self.log.info("\n".join(lines))
 
-    def is_lost(self) -> bool:
-        """Whether this process must stop: asked by everything that waits."""
-        return self.ownership.is_lost
-
     def stop_reason(self) -> str | None:
-        """Why the job must not be followed further, or None; the machine itself is given back by `clean_up`."""
+        """Why this process must stop, or None: asked by everything that waits. What was bought is `clean_up`'s to give back."""
         return self.ownership.why if self.ownership.is_lost else None
 
     @property
@@ -163,6 +159,9 @@ def begin(
     checked_command = inputs.checked_command(command)
     checked_requirements = inputs.checked_requirements(gpu, max_price, requirements)
     checked_job = inputs.checked_job(job, Path.cwd())
+    accounts.secrets(job.secrets)  # asked for now, while nothing is bought
+    if job.registry:
+        accounts.registry(job.registry)
     asked = inputs.checked_providers(providers, registry.enabled(account), account)
     run = Run(
         id=flow_run.id,
@@ -301,16 +300,13 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     run.record.open(new_attempt(number, lease.name, offer, account, account_id))
     try:
         instance = library.create_instance(
-            offer, lease, run.requirements, run.job, account=account, should_stop=run.is_lost
+            offer, lease, run.requirements, run.job, account=account, should_stop=run.stop_reason
         )
     except Owed as owed:
         run.note_failure(owed, outcome=OWED)
         raise
     except ProviderError as refused:
         run.note_failure(refused, gone_at=utc_now(), cost=0.0)
-        raise
-    except Stopped:
-        run.must_be_owner()
         raise
     run.accepted(instance)
     run.say(
@@ -328,17 +324,13 @@ def wait_ready(run: Run, offer: Offer, instance: Instance) -> Instance:
     """The machine answers, with the host key that is its own and no other."""
     started = time.monotonic()
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
-    try:
-        ready = library.wait_until_ready(
-            instance,
-            offer,
-            account,
-            should_stop=run.is_lost,
-            on_progress=lambda what, seconds: run.say(story.more(f"{what}, {story.duration(seconds)} so far")),
-        )
-    except Stopped:
-        run.must_be_owner()
-        raise
+    ready = library.wait_until_ready(
+        instance,
+        offer,
+        account,
+        should_stop=run.stop_reason,
+        on_progress=lambda what, seconds: run.say(story.more(f"{what}, {story.duration(seconds)} so far")),
+    )
     run.say(story.step(4, "ready", story.ready_at(ready, library.capabilities.host_key), time.monotonic() - started))
     return ready
 
@@ -354,10 +346,8 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
     attempt = run.record.attempts[-1].attempt
     with results.kept(run.id, attempt) as folder:
         result = library.run_job(
-            instance, offer, run.command, run.job, folder=folder, account=account, should_stop=run.stop_reason
+            instance, offer, run.command, run.job, folder, account=account, should_stop=run.stop_reason
         )
-        if run.is_lost():
-            run.must_be_owner()
     run.result = result.model_copy(update={"stored_under": results.place(run.id, attempt)})
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
     run.say(story.more(ended, result.duration_s))

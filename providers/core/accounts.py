@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 from prefect.blocks.core import Block
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
+from pydantic import SecretStr
 
 from blocks.registry import GpuRegistry
 from providers.core.errors import AuthFailed
@@ -39,6 +41,20 @@ def load(block: type[B], account: str) -> B:
         raise AuthFailed(
             f"no credentials of {provider} are saved as {account!r}: run `make connect PROVIDER={provider}`"
         ) from missing
+
+
+def secrets(names: dict[str, str]) -> dict[str, SecretStr]:
+    """The values of Secret blocks by environment variable. AuthFailed, naming the block, where one is not saved."""
+    values: dict[str, SecretStr] = {}
+    for variable, name in names.items():
+        try:
+            block = cast("Secret[Any]", Secret.load(name, _sync=True))  # pyright: ignore[reportCallIssue, reportUnknownMemberType] - async dispatch
+        except ValueError as missing:
+            raise AuthFailed(
+                f"no Secret block is saved as {name!r}: save one, or correct job.secrets[{variable!r}]"
+            ) from missing
+        values[variable] = SecretStr(str(block.get()))
+    return values
 
 
 def registry(name: str) -> RegistryAuth:

@@ -267,7 +267,7 @@ def _unknown(written: str) -> str:
 
 
 def _nearest(squashed: str, names: dict[str, str]) -> list[str]:
-    from rapidfuzz import fuzz  # noqa: PLC0415 - 50 ms that only a misspelled name costs
+    from rapidfuzz import fuzz
 
     longer = [name for key, name in names.items() if squashed and key.startswith(squashed)]
     if 0 < len(longer) <= 3:
@@ -301,7 +301,7 @@ def _refuse_impossible_memory(names: tuple[str, ...], asked: _Memory, text: str)
 
 
 def _names_in_snapshots() -> list[str]:
-    from providers.core import prices  # noqa: PLC0415 - opens snapshots, which only an unknown name needs
+    from providers.core import prices
 
     return prices.gpu_names()
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
@@ -22,13 +23,17 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from blocks.realm import GpuRealm
-from providers.core import accounts, keys, orders
+from providers.core import accounts, files, images, joblog, keys, machine_check, orders
+from providers.core.aside import Stopped, never
 from providers.core.contract import Capabilities, Connection, Provider
 from providers.core.errors import InstanceFailed, RateLimited, Transient, Unsupported
+from providers.core.jobs import Machine, Wrap
 from providers.core.lease import Lease
 from providers.core.models import (
     Instance,
     Job,
+    JobResult,
+    JobSpec,
     LaunchSpec,
     Listing,
     Offer,
@@ -39,9 +44,12 @@ from providers.core.models import (
 from providers.core.readiness import wait_until_ready
 
 C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FILES_S: Final = 15 * 60  # of a lease: for files up and down
 RESUMES_S: Final = 30 * 60  # of a lease: for workers that die
+LOG: Final = "job.log"  # the job's whole output, beside the files it brought back
 GIVE_BACK_S: Final = 10.0  # so long a give-back waits for absence beyond the provider's listing lag
 
 
@@ -66,10 +74,10 @@ class TaskLibrary(Generic[C]):
         self.name = driver.name
         self.capabilities = driver.capabilities
         self._drivers: dict[str, Provider[C]] = {}
-        self._connections: dict[str, Connection] = {}
+        self._machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
 
-        def as_task(function: Callable[..., Any], title: str, retries: int = 0) -> Task[..., Any]:
+        def as_task(function: Callable[P, R], title: str, retries: int = 0) -> Task[P, R]:
             return Task(
                 fn=function,
                 name=f"{title} ({self.name})",
@@ -84,6 +92,7 @@ class TaskLibrary(Generic[C]):
         self.fetch_offers = as_task(self._fetch_offers, "fetch offers", retries=1)
         self.create_instance = as_task(self._create_instance, "create instance")
         self.wait_until_ready = as_task(self._wait_until_ready, "wait until ready")
+        self.run_job = as_task(self._run_job, "run job")
         self.get_instance = as_task(self._get_instance, "get instance", retries=2)
         self.list_instances = as_task(self._list_instances, "list instances", retries=2)
         self.terminate_instance = as_task(self.give_back, "give back")
@@ -116,23 +125,22 @@ class TaskLibrary(Generic[C]):
             host_key = keys.derive(secret, instance.name, "host").public
         return remote.connect(instance.ssh, keys.derive(secret, instance.name, "client"), host_key, timeout_s=timeout_s)
 
-    def connection(self, instance: Instance, account: str = "default") -> Connection:
-        """The open connection to the machine, or a new one where there is none."""
+    def machine(self, instance: Instance, account: str = "default") -> Machine:
+        """The machine as jobs see it, connected to again by itself when the link is lost; one per name in this process."""
         with self._lock:
-            held = self._connections.get(instance.name)
-        if held is not None and held.is_alive():
-            return held
-        made = self.connect(instance, account)
-        with self._lock:
-            self._connections[instance.name] = made
-        return made
+            if instance.name not in self._machines:
+                self._machines[instance.name] = Machine(lambda: self.connect(instance, account), wrap=self._wrap)
+            return self._machines[instance.name]
 
     def hang_up(self, name: str) -> None:
         """Close the connection to the machine of that name, if one is open."""
         with self._lock:
-            held = self._connections.pop(name, None)
-        if held is not None:
-            held.close()
+            machine = self._machines.pop(name, None)
+        if machine is not None:
+            machine.close()
+
+    def _wrap(self, job: JobSpec) -> Wrap | None:
+        return images.in_docker(job) if job.image and self.capabilities.images == "docker" else None
 
     def spec(
         self,
@@ -183,7 +191,7 @@ class TaskLibrary(Generic[C]):
         job: Job | None = None,
         options: dict[str, Any] | None = None,
         account: str = "default",
-        should_stop: Callable[[], bool] = orders.never,
+        should_stop: Callable[[], str | None] = never,
     ) -> Instance:
         """One order under the lease's name, carried to a definite answer. Raises what settles the offer (errors.py)."""
         registry = accounts.registry(job.registry) if job and job.registry else None
@@ -195,7 +203,7 @@ class TaskLibrary(Generic[C]):
         instance: Instance,
         offer: Offer,
         account: str = "default",
-        should_stop: Callable[[], bool] = orders.never,
+        should_stop: Callable[[], str | None] = never,
         on_progress: Callable[[str, float], None] = lambda _state, _seconds: None,
     ) -> Instance:
         """The instance once a verified connection to it stands, which `run_job` then uses."""
@@ -208,8 +216,49 @@ class TaskLibrary(Generic[C]):
             on_progress=on_progress,
         )
         with self._lock:
-            self._connections[ready.name] = connection
+            self._machines[ready.name] = Machine(lambda: self.connect(ready, account), connection, wrap=self._wrap)
         return ready
+
+    def _run_job(
+        self,
+        instance: Instance,
+        offer: Offer,
+        command: str | tuple[str, ...],
+        job: Job,
+        folder: Path,
+        tries: int = 1,
+        account: str = "default",
+        should_stop: Callable[[], str | None] = never,
+    ) -> JobResult:
+        """The machine check, files up, the job, its output and files down into `folder`.
+
+        Raises InstanceFailed when the machine is not what the offer promised; Stopped when `should_stop` gave a reason: then the
+        job goes on there. An exit code is a result, not an error.
+        """
+        machine = self.machine(instance, account)
+        report = machine_check.check(machine.connection(should_stop), offer)
+        problem = report.problem or self.driver(account).check(instance, machine.connection(should_stop))
+        if problem:
+            raise InstanceFailed(problem)
+        lease = Lease.parse(instance.name)
+        spec = JobSpec(
+            id=f"{instance.name}.{tries}",
+            command=command,
+            env={**instance.env, **job.env},
+            secrets=accounts.secrets(job.secrets),
+            image=job.image,
+            registry=accounts.registry(job.registry) if job.registry else None,
+            working_directory=job.working_directory,
+            timeout_s=job.timeout_s,
+            deadline=lease.deadline if lease else None,
+        )
+        files.upload(machine, spec.id, job, Path.cwd(), should_stop=should_stop)
+        with joblog.posting() as post:
+            result = machine.run(spec, folder / LOG, post.output, should_stop, on_link=post.note)
+        if result is None:
+            raise Stopped(should_stop() or "stopped")
+        outputs = files.download(machine, spec.id, job.outputs, folder, should_stop=should_stop)
+        return result.model_copy(update={"machine": report, "outputs": outputs, "log_cut_at": post.cut_at})
 
     def _get_instance(self, instance_id: str, account: str = "default") -> Instance:
         """The instance as its provider sees it now."""

@@ -127,6 +127,11 @@ def why_not(offer: Offer, requirements: Requirements) -> str | None:
     )
 
 
+def alternative(offer: Offer, requirements: Requirements) -> int:
+    """Which of the GPU alternatives the offer meets, counted from 0 in the order they were written; 0 where none is asked for."""
+    return next((rank for rank, request in enumerate(requirements.gpu) if _matches(offer, request)), 0)
+
+
 def same_gpu(one: str, other: str) -> bool:
     """Whether two spellings name the same GPU: `RTX 4090`, `rtx4090` and `rtx-4090` do, `A10` and `A100` do not."""
     return normalised(one) == normalised(other)

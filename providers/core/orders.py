@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from providers.core.aside import Stopped, never
 from providers.core.contract import Provider
 from providers.core.errors import NotFound, ProviderError, RateLimited, Transient, Unconfirmed
 from providers.core.models import Instance, LaunchSpec, Model, Offer, utc_now
@@ -38,17 +39,8 @@ class Clock:
         time.sleep(seconds)
 
 
-class Stopped(Exception):
-    """The caller's `should_stop` said so between two calls to the provider."""
-
-
 class Owed(Unconfirmed):
     """The order was sent, no answer came, and it is not seen: its name must be watched until the lease ends."""
-
-
-def never() -> bool:
-    """The `should_stop` of a caller that nothing stops."""
-    return False
 
 
 def place_order(
@@ -56,7 +48,7 @@ def place_order(
     offer: Offer,
     spec: LaunchSpec,
     *,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], str | None] = never,
     clock: Clock | None = None,
 ) -> Instance:
     """Send one order under one name and answer only when the outcome is definite.
@@ -69,8 +61,8 @@ def place_order(
     resends, wait = 0, 1.0
     is_open = False  # an answer to an earlier sending of this order was lost
     while True:
-        if should_stop():
-            raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Stopped
+        if (reason := should_stop()) is not None:
+            raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Stopped(reason)
         try:
             return driver.create_instance(offer, spec)
         except Unconfirmed as lost:
@@ -93,7 +85,7 @@ def place_order(
 
 
 def _find_lost_order(
-    driver: Provider[Any], name: str, lost: Unconfirmed, should_stop: Callable[[], bool], clock: Clock
+    driver: Provider[Any], name: str, lost: Unconfirmed, should_stop: Callable[[], str | None], clock: Clock
 ) -> Instance:
     given_up = clock.now()
     while True:
@@ -103,7 +95,7 @@ def _find_lost_order(
             found = ()
         if found:
             return keep_one(driver, found)
-        if should_stop() or clock.now() >= given_up + driver.capabilities.listing_lag_s:
+        if should_stop() is not None or clock.now() >= given_up + driver.capabilities.listing_lag_s:
             raise Owed(f"{lost.message}; {name} is not listed and stays watched", code=lost.code) from lost
         _pause(min(POLL_S, driver.capabilities.listing_lag_s or POLL_S), should_stop, clock)
 
@@ -225,7 +217,7 @@ def _is_final_by_id(driver: Provider[Any], instance_id: str, *, not_found_counts
         return False
 
 
-def _pause(seconds: float, should_stop: Callable[[], bool], clock: Clock) -> None:
+def _pause(seconds: float, should_stop: Callable[[], str | None], clock: Clock) -> None:
     end = clock.now() + seconds
-    while not should_stop() and (left := end - clock.now()) > 0:
+    while should_stop() is None and (left := end - clock.now()) > 0:
         clock.sleep(min(left, 0.2))

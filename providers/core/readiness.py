@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from providers.core.aside import Stopped, never
 from providers.core.contract import Connection, Provider
 from providers.core.errors import InstanceFailed, NotFound, NotReady, Transient
 from providers.core.models import Instance, InstanceState
-from providers.core.orders import Clock, Stopped, never
+from providers.core.orders import Clock
 
 EAGER_S = 30.0  # so long a connect is tried every 100 ms, then ever more seldom
 _GONE = (InstanceState.TERMINATING, InstanceState.TERMINATED, InstanceState.INTERRUPTED)
@@ -21,7 +22,7 @@ def wait_until_ready(
     connect: Callable[[Instance], Connection],
     *,
     boot_deadline_s: float,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], str | None] = never,
     on_progress: Callable[[str, float], None] = lambda _state, _seconds: None,
     clock: Clock | None = None,
 ) -> tuple[Instance, Connection]:
@@ -38,8 +39,8 @@ def wait_until_ready(
     if instance.state is InstanceState.RUNNING:
         next_look = started + look_wait
     while True:
-        if should_stop():
-            raise Stopped
+        if (reason := should_stop()) is not None:
+            raise Stopped(reason)
         now = clock.now()
         if now - started >= boot_deadline_s:
             raise InstanceFailed(f"not ready after {boot_deadline_s / 60:.0f} min: {last}")

@@ -401,7 +401,9 @@ class Snapshot:
             "priced_at": self.about.collected_at,
             "availability": Availability.UNKNOWN,
         }
-        fields = {name: known.get(name) for name in Offer.model_fields}  # in the model's order, where and how much to come
+        fields = {
+            name: known.get(name) for name in Offer.model_fields
+        }  # in the model's order, where and how much to come
         return fields, json.dumps(raw) if raw else ""
 
 
