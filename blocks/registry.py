@@ -26,4 +26,6 @@ class GpuRegistry(Block):
         default="docker.io", title="Registry", description="The registry's host name, for example ghcr.io."
     )
     username: str = Field(title="User name", description="The user that pulls.")
-    password: SecretStr = Field(title="Password", description="The user's password, or better a token that may only pull.")
+    password: SecretStr = Field(
+        title="Password", description="The user's password, or better a token that may only pull."
+    )
