@@ -252,13 +252,13 @@ class TaskLibrary(Generic[C]):
             timeout_s=job.timeout_s,
             deadline=lease.deadline if lease else None,
         )
-        files.upload(machine, spec.id, job, Path.cwd(), should_stop=should_stop)
+        files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
         with joblog.posting() as post:
             result = machine.run(spec, folder / LOG, post.output, should_stop, on_link=post.note)
         if result is None:
             raise Stopped(should_stop() or "stopped")
-        outputs = files.download(machine, spec.id, job.outputs, folder, should_stop=should_stop)
-        return result.model_copy(update={"machine": report, "outputs": outputs, "log_cut_at": post.cut_at})
+        brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
+        return result.model_copy(update={"machine": report, "outputs": brought.paths, "log_cut_at": post.cut_at})
 
     def _get_instance(self, instance_id: str, account: str = "default") -> Instance:
         """The instance as its provider sees it now."""
