@@ -28,7 +28,7 @@ from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from providers.core.jobs import LOST_AFTER_S, Machine, ShouldStop
 from providers.core.listing import Entry
 from providers.core.pack import packed
-from providers.core.shell import ScriptChannel, run_script, start_script
+from providers.core.shell import ScriptChannel, one_line, run_script, start_script
 
 T = TypeVar("T")
 
@@ -226,9 +226,7 @@ def _pour(
             output += data
         code = channel.exit_status(_STEP_S)
         if code != 0:
-            raise InstanceFailed(
-                f"the machine did not take the files: {channel.error_text().strip() or f'exit {code}'}"
-            )
+            raise InstanceFailed(f"the machine did not take the files: {one_line(channel.error_text(), code)}")
         if refused is not None:
             raise refused
         return output.decode(errors="replace")
@@ -269,7 +267,7 @@ def _list(link: Connection, place: str, should_stop: ShouldStop) -> list[Entry]:
         while data := channel.recv(_CHUNK):
             output += data
         if (code := channel.exit_status(_STEP_S)) != 0:
-            raise InstanceFailed(f"the machine does not list the job's files: {channel.error_text().strip() or code}")
+            raise InstanceFailed(f"the machine does not list the job's files: {one_line(channel.error_text(), code)}")
         return bytes(output)
 
     return listing.parse(_attended(link, place + listing.LIST_PROGRAM, read, should_stop))
@@ -309,7 +307,7 @@ exit $code"""
         if rest or channel.recv(1):
             raise InstanceFailed("the job's files grew while they were brought back")
         if (code := channel.exit_status(_STEP_S)) != 0:
-            raise InstanceFailed(f"the machine did not hand over a file: {channel.error_text().strip() or code}")
+            raise InstanceFailed(f"the machine did not hand over a file: {one_line(channel.error_text(), code)}")
         if hashed is not None:
             _compare(channel.error_text(), hashed, "the files")
             done.extend(entry.name for entry in files)
@@ -330,7 +328,7 @@ def _store(channel: ScriptChannel, entry: Entry, root: Path, rest: bytes, hashed
             if not chunk:
                 code = channel.exit_status(_STEP_S)
                 raise InstanceFailed(
-                    f"the machine did not hand over {entry.name}: {channel.error_text().strip() or f'exit {code}'}"
+                    f"the machine did not hand over {entry.name}: {one_line(channel.error_text(), code)}"
                 )
             piece, rest = chunk[:left], chunk[left:]
             target.write(piece)

@@ -145,7 +145,7 @@ class Machine:
         done = self.persist(lambda link: _execute(link, program, b"", 30.0, should_stop), should_stop, LOST_AFTER_S)
         answer = done.stdout.decode(errors="replace").strip()
         if done.exit_code != 0 or answer not in {"started", "attached"}:
-            raise InstanceFailed(f"the machine cannot start a job: {done.stderr.strip() or f'exit {done.exit_code}'}")
+            raise InstanceFailed(f"the machine cannot start a job: {done.problem}")
         return answer == "started"
 
     def follow(
