@@ -100,6 +100,8 @@ def start(root: Path, spec: LaunchSpec, environment: Mapping[str, str] | None = 
 
     Its jobs see `environment` beside PATH, HOME, USER, LOGNAME, SHELL and LANG. It accepts connections when this returns; its SSH server answers them as soon as it is up.
     """
+    if spec.host_key is None:
+        raise ValueError("a loopback machine needs its host key")
     directory = root / spec.name
     draft = root / f"{_NEW}{spec.name}-{secrets.token_hex(4)}"
     (draft / "home").mkdir(parents=True, mode=0o700)
@@ -348,7 +350,7 @@ def _run_keeper(directory: Path, spec: LaunchSpec, environment: Mapping[str, str
         "home": str(home),
         "deadline": spec.deadline.timestamp(),
         "client_key": spec.client_public_key,
-        "host_key": spec.host_key.private.get_secret_value() if spec.host_key else None,
+        "host_key": spec.host_key.private.get_secret_value() if spec.host_key else "",
         "user": user_name(),
         "lock": lock,
         "socket": listener,
