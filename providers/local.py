@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from providers.core import loopback
 from providers.core.contract import Billing, Capabilities, Provider
-from providers.core.errors import InvalidRequest, NoCapacity, NotFound, ProviderError, Unsupported
+from providers.core.errors import InvalidRequest, NoCapacity, NotFound, ProviderError, Transient, Unsupported
 from providers.core.gpus import gpu_memory_gb, gpu_name
 from providers.core.matching import fits
 from providers.core.models import (
@@ -158,7 +158,7 @@ class Local(Provider[None]):
             try:
                 loopback.end(root, instance_id)
             except OSError as error:
-                raise InvalidRequest(f"{instance_id} could not be ended: {error.strerror or error}") from None
+                raise Transient(f"{instance_id} could not be ended: {error.strerror or error}") from None
 
     def _instance(self, machine: loopback.Machine) -> Instance:
         return Instance(
