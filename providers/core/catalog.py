@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from providers.core import prices
 from providers.core.errors import Unsupported
 from providers.core.models import GpuRequest, Offer, Requirements, Spot
-from providers.core.snapshot import Filters, Found, Snapshot
+from providers.core.snapshot import Filters, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -32,10 +34,10 @@ def offers(
     nothing: `min_cuda`, `network`, and zones where prices are by region. Raises NoPrices where there is no snapshot.
     """
     snapshot = _snapshot(provider)
-    found: dict[Found, None] = {}
-    for request in requirements.gpu or (None,):
-        found |= dict.fromkeys(snapshot.find(filters(requirements, request, allowed_flags), limit))
-    return snapshot.offers(found)
+    found = [
+        snapshot.find(filters(requirements, request, allowed_flags), limit) for request in requirements.gpu or (None,)
+    ]
+    return snapshot.offers(found[0] if len(found) == 1 else dict.fromkeys(chain(*found)))
 
 
 def filters(
@@ -72,14 +74,14 @@ def filters(
 def query(asked: Filters, providers: Sequence[str] | None = None, limit: int | None = None) -> list[Offer]:
     """All offers of these providers (None: of all that have a snapshot) that pass, by price; or the cheapest `limit`."""
     names = prices.providers() if providers is None else list(dict.fromkeys(providers))
-    snapshots = [(name, _snapshot(name)) for name in names]
-    merged = sorted(
-        (found.price, name, found.kind, found.place)
-        for name, snapshot in snapshots
-        for found in snapshot.find(asked, limit)
-    )[:limit]
-    by_name = dict(snapshots)
-    return [by_name[name].offer(Found(price, kind, place)) for price, name, kind, place in merged]
+    snapshots = [_snapshot(name) for name in names]
+    if limit is not None:  # what is cheap in one may be dear beside the others: only the winners become offers
+        best = sorted(
+            (found[0], n, found) for n, snapshot in enumerate(snapshots) for found in snapshot.find(asked, limit)
+        )
+        return [snapshots[n].offers([found])[0] for _, n, found in best[:limit]]
+    answers = (snapshot.offers(snapshot.find(asked)) for snapshot in snapshots)
+    return sorted(chain(*answers), key=attrgetter("price"))
 
 
 def _snapshot(provider: str) -> Snapshot:
