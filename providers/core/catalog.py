@@ -1,4 +1,4 @@
-"""Prices: gpuhunt's in, our offers out, in a millisecond; the only module that reads gpuhunt."""
+"""Offers from the newest prices that this machine has, in a millisecond, and why there are none."""
 
 from __future__ import annotations
 
