@@ -265,6 +265,14 @@ _GPU_CONDITIONS: Final = {
 }
 
 
+class Cheapest(NamedTuple):
+    """The cheapest offer of a GPU: USD per GPU-hour, what and where."""
+
+    price: float
+    instance_type: str
+    region: str
+
+
 # A match before an Offer is made of it: price, kind, place.
 Found = tuple[float, int, int]
 
@@ -353,6 +361,32 @@ class Snapshot:
         kinds = {row[0]: _kind_of(row[1:]) for row in self._db.execute(f"SELECT id, {_KIND_COLUMNS} FROM kind")}  # noqa: S608 - column names
         for kind, price, place in self._db.execute("SELECT kind, price, place FROM price"):
             yield Price(kinds[kind], self._places[place], price)
+
+    def cheapest_gpus(self) -> dict[tuple[str, bool], Cheapest]:
+        """GPU and whether it is spot -> its cheapest offer per GPU-hour."""
+        kinds = self._db.execute(
+            "SELECT id, gpu_name, spot, min(cheapest / gpu_count), cheapest, instance_type FROM kind WHERE gpu_count > 0"
+            " GROUP BY gpu_name, spot"
+        ).fetchall()
+        found: dict[tuple[str, bool], Cheapest] = {}
+        for number, gpu, spot, per_gpu, price, name in kinds:
+            (place,) = self._db.execute(
+                "SELECT place FROM price WHERE kind = ? AND price = ? LIMIT 1", (number, price)
+            ).fetchone()
+            found[gpu, bool(spot)] = Cheapest(per_gpu, name, self._places[place].region)
+        return found
+
+    def gpu_counts(self, filters: Filters) -> set[int]:
+        """How many GPUs the machines have that pass, whatever they cost and wherever they are."""
+        conditions, values = self._kind_conditions(filters)
+        sql = f"SELECT DISTINCT gpu_count FROM kind WHERE {conditions}"  # noqa: S608 - only texts from the tables above
+        return {count for (count,) in self._db.execute(sql, values)}
+
+    def largest_gpu_memory(self, filters: Filters) -> float:
+        """GB of the largest GPU that passes; 0 if none does."""
+        conditions, values = self._kind_conditions(filters)
+        sql = f"SELECT coalesce(max(gpu_memory_gb), 0) FROM kind WHERE {conditions}"  # noqa: S608 - only texts from the tables above
+        return float(self._db.execute(sql, values).fetchone()[0])
 
     def _read_about(self) -> About:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
