@@ -85,7 +85,7 @@ def from_offers(offers: Iterable[Offer], source: str) -> Collection:
                 offer.gpu_count,
                 offer.gpu_memory_gb,
                 offer.gpu_vendor,
-                json.dumps({name: value for name, value in offer.raw.items() if name != "flags"}),
+                json.dumps({name: value for name, value in offer.raw.items() if name != "flags"}, default=str),
             ),
             Place(offer.region, offer.zone, offer.country),
             offer.price,
