@@ -181,6 +181,8 @@ class TaskLibrary(Generic[C]):
 
     def _fetch_offers(self, requirements: Requirements, account: str = "default") -> list[Offer]:
         """What the provider sells now that fits; empty if nothing."""
+        if self.capabilities.needs_catalog:
+            shared_prices.fetch_newer(self.name)
         return self.driver(account).fetch_offers(requirements)
 
     def _create_instance(
