@@ -147,6 +147,12 @@ class NotReady(Transient):
     reach = "nothing"
 
 
+class HostKeyMismatch(NotReady):
+    """The machine showed another host key than the only one accepted: not ready before its first verified connect, an alarm after."""
+
+    short = "wrong host key"
+
+
 class LinkLost(Transient):
     """The connection to the machine broke; the job there goes on."""
 

@@ -1,0 +1,102 @@
+"""POSIX scripts on a machine, over any Connection, whatever its login shell is and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+import threading
+from typing import NamedTuple
+
+from providers.core.contract import Channel, Connection
+from providers.core.errors import LinkLost
+
+_NOISE_BYTES = 1024 * 1024  # what a .bashrc may print before the script speaks
+
+
+class Finished(NamedTuple):
+    """A script that ended."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: str
+
+
+class ScriptChannel:
+    """A running script: stdin, stdout and stderr are the script's own, without what the login shell printed before."""
+
+    def __init__(self, channel: Channel, mark: bytes) -> None:
+        self._channel = channel
+        self._mark = mark
+        self._is_past_mark = False
+
+    def sendall(self, data: bytes) -> None:
+        self._channel.sendall(data)
+
+    def shutdown_write(self) -> None:
+        self._channel.shutdown_write()
+
+    def recv(self, size: int) -> bytes:
+        if self._is_past_mark:
+            return self._channel.recv(size)
+        seen = b""
+        while self._mark not in seen:
+            data = self._channel.recv(size)
+            if not data:
+                return b""
+            seen = (seen + data)[-_NOISE_BYTES:]
+        self._is_past_mark = True
+        rest = seen.partition(self._mark)[2]
+        return rest or self._channel.recv(size)
+
+    def exit_status(self, timeout_s: float) -> int:
+        return self._channel.exit_status(timeout_s)
+
+    def error_text(self) -> str:
+        text = self._channel.error_text()
+        return text.rpartition(self._mark.decode())[2]
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def start_script(connection: Connection, script: str) -> ScriptChannel:
+    """Start a POSIX sh script; the caller may write to its stdin and reads its stdout.
+
+    The script travels by stdin, so nothing of it stands in a process list, and as a function that is called in its last line, so
+    a link that breaks on the way runs nothing of it.
+    """
+    mark = f"prefect-gpu-{secrets.token_hex(8)}\n"
+    text = f"main() {{\nprintf %s {shlex.quote(mark)}\nprintf %s {shlex.quote(mark)} >&2\n{script}\n}}\nmain\n".encode()
+    # `head -c` takes exactly so many bytes from a pipe; quoting that bash, dash, ash, fish and csh read alike.
+    channel = connection.open(f"""exec sh -c 'eval "$(head -c {len(text)})"'""")
+    try:
+        channel.sendall(text)
+    except BaseException:
+        channel.close()
+        raise
+    return ScriptChannel(channel, mark.encode())
+
+
+def run_script(connection: Connection, script: str, stdin: bytes = b"", *, timeout_s: float = 30.0) -> Finished:
+    """Run a script to its end; LinkLost when the link breaks or the time is over."""
+    channel = start_script(connection, script)
+    timer = threading.Timer(timeout_s, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        if stdin:
+            channel.sendall(stdin)
+        channel.shutdown_write()
+        output = bytearray()
+        while data := channel.recv(65536):
+            output += data
+        return Finished(channel.exit_status(timeout_s=10.0), bytes(output), channel.error_text())
+    except LinkLost as error:
+        if not timer.is_alive():
+            raise LinkLost(f"the machine did not finish within {timeout_s:g} s") from error
+        raise
+    finally:
+        timer.cancel()
+        with contextlib.suppress(LinkLost):
+            channel.close()
