@@ -305,3 +305,22 @@ if [ ! -e "$dir/exit" ]; then
     echo "- cancelled $up" >"$dir/exit.cancel" && mv "$dir/exit.cancel" "$dir/exit"
 fi
 report"""
+
+
+def end_all_program(root: str, prefix: str, *, grace_s: int) -> str:
+    """Ends all jobs whose ids begin with `prefix`, supervisors included, whatever became of them; their directories stay.
+
+    Leaves $root set to the place where jobs live.
+    """
+    return f"""{locate(root, prefix)}{_LOCATE_STATE}{_MEMBERS}{_SWEEP}
+supervised() {{ dir=${{1%/state}}; alive; }}
+uptime; limit=$((now + {grace_s} + 1)) running=1
+while [ -n "$running" ] && [ "$now" -lt "$limit" ]; do
+    running=
+    for state in "$root/$id"*/state; do supervised "$state" && kill -s TERM "$pid" && running=1; done
+    [ -z "$running" ] || sleep 0.1 || sleep 1
+    uptime
+done
+for state in "$root/$id"*/state; do supervised "$state" && kill -s KILL "$pid"; done
+token="PREFECT_GPU_JOB=$id" timer=0 parent=0 session=
+sweep {grace_s}"""
