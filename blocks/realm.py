@@ -14,13 +14,23 @@ _ALPHABET = string.ascii_lowercase + string.digits
 
 
 class GpuRealm(Block):
-    """Made by itself on first use, once per Prefect server. Losing it loses the way into running instances, not the power to
+    """Tells this Prefect server's GPU instances from others on the same account, and holds the secret of their SSH keys.
+
+    Made by itself on first use, once per Prefect server. Losing it loses the way into running instances, not the power to
     terminate them: their names stay readable.
+
+    Example:
+        ```python
+        from blocks.realm import GpuRealm
+
+        realm = GpuRealm.load("BLOCK_NAME")
+        ```
     """
 
     _block_type_name = "GPU realm"
     _block_type_slug = "gpu-realm"
-    _description = "Tells this Prefect server's GPU instances from others on the same account, and holds the secret that their SSH keys are derived from."
+    _description = "Tells this Prefect server's GPU instances from others on the same account, and holds the secret of their SSH keys."
+    _documentation_url = "https://docs.prefect.io/v3/concepts/blocks"  # pyright: ignore[reportAssignmentType] - pydantic reads a string
 
     realm: str = Field(
         title="Realm",
@@ -39,7 +49,7 @@ class GpuRealm(Block):
     def current(cls) -> GpuRealm:
         """This server's realm, made now if it has none; when two workers make it at once, the first one's counts."""
         try:
-            return cast("GpuRealm", cls.load(NAME, _sync=True))  # pyright: ignore[reportCallIssue] - async dispatch
+            return cls._load()
         except ValueError:
             pass
         made = cls(
@@ -49,5 +59,9 @@ class GpuRealm(Block):
         try:
             made.save(NAME, overwrite=False, _sync=True)  # pyright: ignore[reportCallIssue] - async dispatch
         except ValueError:  # another worker was first
-            return cast("GpuRealm", cls.load(NAME, _sync=True))  # pyright: ignore[reportCallIssue] - async dispatch
+            return cls._load()
         return made
+
+    @classmethod
+    def _load(cls) -> GpuRealm:
+        return cast("GpuRealm", cls.load(NAME, _sync=True))  # pyright: ignore[reportCallIssue] - async dispatch

@@ -7,12 +7,25 @@ from pydantic import Field, SecretStr
 
 
 class GpuRegistry(Block):
-    """A container registry's credentials, for `job.registry`."""
+    """Credentials of the container registry that a GPU job's image comes from: `job.registry` names it.
+
+    Example:
+        ```python
+        from blocks.registry import GpuRegistry
+
+        registry = GpuRegistry.load("BLOCK_NAME")
+        ```
+    """
 
     _block_type_name = "GPU registry"
     _block_type_slug = "gpu-registry"
     _description = "Credentials of the container registry that a GPU job's image comes from."
+    _documentation_url = "https://docs.docker.com/reference/cli/docker/login/"  # pyright: ignore[reportAssignmentType] - pydantic reads a string
 
-    server: str = Field(default="docker.io", title="Registry", description="Its host name, for example ghcr.io.")
-    username: str = Field(title="User name")
-    password: SecretStr = Field(title="Password or token")
+    server: str = Field(
+        default="docker.io", title="Registry", description="The registry's host name, for example ghcr.io."
+    )
+    username: str = Field(title="User name", description="The user that pulls.")
+    password: SecretStr = Field(
+        title="Password", description="The user's password, or better a token that may only pull."
+    )

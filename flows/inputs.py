@@ -7,9 +7,8 @@ import re
 import shlex
 from pathlib import Path, PurePosixPath
 
-from providers.core.gpus import parse_gpu
-
 from providers import ProviderName, account_of
+from providers.core.gpus import parse_gpu
 from providers.core.models import Job, Requirements
 
 

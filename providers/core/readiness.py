@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from providers.core.aside import Stopped, never
+from providers.core.aside import Stopped, attended, never
 from providers.core.contract import Connection, Provider
 from providers.core.errors import InstanceFailed, NotFound, NotReady, Transient
 from providers.core.models import Instance, InstanceState
@@ -49,7 +49,8 @@ def wait_until_ready(
             next_look, look_wait = clock.now() + look_wait, min(look_wait * 1.3, 10.0)
         if instance.state is InstanceState.RUNNING:
             try:
-                return instance, connect(instance)
+                here = instance
+                return here, attended(lambda: connect(here), should_stop, discard=lambda late: late.close())  # noqa: B023 - called now
             except NotReady as not_yet:
                 last = not_yet.message
         if now >= next_word:

@@ -1,0 +1,185 @@
+"""A real Prefect server and worker for tests, in processes of their own, with everything they write in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+POOL = "prefect-gpu-tests"
+
+
+class Stack:
+    """The server, its API, and the worker that picks up runs of the deployments made here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.env = {
+            **os.environ,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
+            "PREFECT_LOGGING_LEVEL": "INFO",
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        self.client = httpx.Client(base_url=self.api, timeout=30)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        self._spawn("server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        wait_until(self._is_healthy, 120, "the server's health")
+        self.client.post("/work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
+        self._spawn("worker", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+        self.client.close()
+
+    def deploy(self, entrypoint: str, name: str, **env: str) -> UUID:
+        """A deployment of the flow at a module path, its flow process with these variables; its id."""
+        module, _, function = entrypoint.rpartition(".")
+        flow_name = subprocess.run(
+            [sys.executable, "-c", f"from {module} import {function}; print({function}.name)"],
+            cwd=ROOT,
+            env=self.env,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout.split()[-1]
+        flow = self.client.post("/flows/", json={"name": flow_name}).json()
+        answer = self.client.post(
+            "/deployments/",
+            json={
+                "name": name,
+                "flow_id": flow["id"],
+                "entrypoint": entrypoint,
+                "work_pool_name": POOL,
+                "path": str(ROOT),
+                "job_variables": {"env": {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2", **env}},
+            },
+        )
+        answer.raise_for_status()
+        return UUID(answer.json()["id"])
+
+    def run(self, deployment: UUID, **parameters: Any) -> UUID:
+        """Start a run; its id."""
+        answer = self.client.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
+        answer.raise_for_status()
+        return UUID(answer.json()["id"])
+
+    def flow_run(self, run_id: UUID) -> dict[str, Any] | None:
+        answer = self.client.get(f"/flow_runs/{run_id}")
+        return answer.json() if answer.status_code == 200 else None
+
+    def state(self, run_id: UUID) -> str:
+        run = self.flow_run(run_id)
+        return "Deleted" if run is None else run["state"]["name"]
+
+    def message(self, run_id: UUID) -> str:
+        run = self.flow_run(run_id)
+        return "" if run is None else run["state"]["message"] or ""
+
+    def logs(self, run_id: UUID) -> list[str]:
+        question = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [row["message"] for row in self.client.post("/logs/filter", json=question).json()]
+
+    def wait_for_state(self, run_id: UUID, *names: str, within_s: float = 90) -> str:
+        wait_until(lambda: self.state(run_id) in names, within_s, f"{' or '.join(names)} of {run_id}", self._tail)
+        return self.state(run_id)
+
+    def wait_for_log(self, run_id: UUID, text: str, within_s: float = 90) -> None:
+        wait_until(
+            lambda: any(text in line for line in self.logs(run_id)), within_s, f"{text!r} in the log", self._tail
+        )
+
+    def flow_process(self, run_id: UUID) -> int:
+        """The pid of the process that runs the flow: the one with the run's id in its environment."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found[:] = [pid for pid in _pids() if f"FLOW_RUN_ID={run_id}" in _environ(pid)]
+            return bool(found)
+
+        wait_until(look, 60, f"the process of {run_id}")
+        return found[-1]
+
+    def _is_healthy(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return self.client.get("/health").status_code == 200
+        return False
+
+    def _spawn(self, name: str, *arguments: str) -> None:
+        log = (self.folder / f"{name}.log").open("wb")
+        self._processes.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+
+    def _tail(self) -> str:
+        return (self.folder / "worker.log").read_text(errors="replace")[-3000:]
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Stack]:
+    """A stack that is stopped at the end, whatever happened."""
+    stack = Stack(folder)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def wait_until(
+    condition: Callable[[], bool], within_s: float, what: str, evidence: Callable[[], str] = lambda: ""
+) -> float:
+    """Seconds until the condition held; a failure that names it after `within_s`."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > within_s:
+            raise AssertionError(f"{what} did not come within {within_s:.0f} s\n{evidence()}")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _environ(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,214 @@
+"""Whatever happens to a run on a real server and worker, nothing it rented stays: each test states how soon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.stack import ROOT, Stack, running, wait_until
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
+
+AFTER_END_S = 15.0  # after a normal end or a cancel
+AFTER_KILL_S = 60.0
+AFTER_SUSPEND_S = 20.0  # and after deletion of the run
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def provision(stack: Stack) -> UUID:
+    return stack.deploy("flows.provision.provision", "clean-up")
+
+
+def instances(stack: Stack) -> list[str]:
+    """The provider's own list, read by a process that has nothing to do with any run."""
+    program = "from providers.local import Local; print(*(i.name for i in Local(None).list_instances('pg-').instances))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=stack.env, check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.split()
+
+
+def gone_within(stack: Stack, seconds: float, since: float) -> None:
+    wait_until(
+        lambda: instances(stack) == [], max(1.0, seconds - (time.monotonic() - since)), "an empty list of instances"
+    )
+
+
+def start_long_job(stack: Stack, deployment: UUID, command: str = "echo started; sleep 300") -> UUID:
+    run_id = stack.run(deployment, command=command, providers=["local"])
+    stack.wait_for_log(run_id, "started")
+    assert len(instances(stack)) == 1
+    return run_id
+
+
+def prefect(stack: Stack, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        cwd=ROOT,
+        env=stack.env,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_after_a_normal_end_it_is_gone_before_the_run_is_completed(stack: Stack, provision: UUID) -> None:
+    run_id = stack.run(provision, command="echo hello", providers=["local"])
+    stack.wait_for_state(run_id, "Completed")
+    assert instances(stack) == []
+    assert stack.message(run_id).startswith("exit 0 in ")
+    assert "hello" in stack.logs(run_id)
+
+
+def test_after_exit_3_the_run_is_failed_and_it_is_gone(stack: Stack, provision: UUID) -> None:
+    run_id = stack.run(provision, command="exit 3", providers=["local"])
+    stack.wait_for_state(run_id, "Failed")
+    assert instances(stack) == []
+    assert stack.message(run_id).startswith("exit 3 in ")
+
+
+def test_after_an_exception_in_the_flow_it_is_gone_within_15_s(stack: Stack) -> None:
+    broken = stack.deploy("tests.fakes.spoiled_flows.provision_that_breaks", "breaks")
+    run_id = stack.run(broken, command="sleep 300", providers=["local"])
+    stack.wait_for_state(run_id, "Failed")
+    gone_within(stack, AFTER_END_S, time.monotonic())
+
+
+def test_after_a_cancel_during_the_job_it_is_gone_within_15_s_with_all_that_the_job_started(
+    stack: Stack, provision: UUID, tmp_path: Path
+) -> None:
+    mark = tmp_path / "daemon.pid"
+    daemon = f"import os,time\nif os.fork()==0:\n os.setsid()\n if os.fork()==0:\n  open({str(mark)!r},'w').write(str(os.getpid()))\n  time.sleep(600)\n os._exit(0)"
+    run_id = stack.run(
+        provision,
+        command=[sys.executable, "-c", f"{daemon}\nprint('started',flush=True)\nimport time\ntime.sleep(300)"],
+        providers=["local"],
+    )
+    stack.wait_for_log(run_id, "started")
+    wait_until(lambda: mark.exists() and mark.read_text() != "", 10, "the double-forked child")
+    prefect(stack, "flow-run", "cancel", str(run_id))
+    since = time.monotonic()
+    gone_within(stack, AFTER_END_S, since)
+    assert stack.wait_for_state(run_id, "Cancelled") == "Cancelled"
+    assert not Path(f"/proc/{mark.read_text()}").exists()
+
+
+def test_after_a_cancel_during_create_it_is_gone_within_15_s(stack: Stack) -> None:
+    slow = stack.deploy("tests.fakes.spoiled_flows.provision_with_a_slow_create", "slow-create")
+    run_id = stack.run(slow, command="sleep 300", providers=["local"])
+    wait_until(lambda: len(instances(stack)) == 1, 60, "the instance whose create has not answered yet")
+    prefect(stack, "flow-run", "cancel", str(run_id))
+    gone_within(stack, AFTER_END_S, time.monotonic())
+    stack.wait_for_state(run_id, "Cancelled")
+
+
+def test_after_suspend_it_is_gone_within_20_s(stack: Stack, provision: UUID) -> None:
+    run_id = start_long_job(stack, provision)
+    stack.client.post(
+        f"/flow_runs/{run_id}/set_state", json={"state": {"type": "PAUSED", "name": "Suspended"}, "force": True}
+    ).raise_for_status()
+    gone_within(stack, AFTER_SUSPEND_S, time.monotonic())
+    assert stack.state(run_id) == "Suspended"
+
+
+def test_after_deletion_of_the_run_it_is_gone_within_20_s(stack: Stack, provision: UUID) -> None:
+    run_id = start_long_job(stack, provision)
+    stack.client.delete(f"/flow_runs/{run_id}").raise_for_status()
+    gone_within(stack, AFTER_SUSPEND_S, time.monotonic())
+
+
+def test_after_kill_9_of_the_flow_process_it_is_gone_within_60_s(stack: Stack, provision: UUID) -> None:
+    run_id = start_long_job(stack, provision)
+    os.kill(stack.flow_process(run_id), signal.SIGKILL)
+    gone_within(stack, AFTER_KILL_S, time.monotonic())
+    stack.wait_for_state(run_id, "Crashed")
+
+
+def test_a_process_that_was_stopped_while_its_run_went_to_another_touches_nothing(
+    stack: Stack, provision: UUID
+) -> None:
+    run_id = start_long_job(stack, provision)
+    old = stack.flow_process(run_id)
+    os.kill(old, signal.SIGSTOP)
+    try:
+        stack.client.post(
+            f"/flow_runs/{run_id}/set_state", json={"state": {"type": "SCHEDULED", "name": "Scheduled"}, "force": True}
+        ).raise_for_status()
+        second = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "flow-run", "execute", str(run_id)],
+            cwd=ROOT,
+            env=stack.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(
+                lambda: stack.flow_run(run_id)["run_count"] == 2 and len(instances(stack)) == 1,
+                60,
+                "the second execution's instance",
+            )
+            stack.wait_for_log(run_id, "giving back what an earlier execution")
+            wait_until(
+                lambda: sum("5 run" in line for line in stack.logs(run_id)) == 2, 60, "the second execution's job"
+            )
+            mine = instances(stack)
+            state = stack.flow_run(run_id)["state"]["id"]
+            os.kill(old, signal.SIGCONT)
+            wait_until(lambda: not Path(f"/proc/{old}").exists(), 60, "the end of the old process")
+            time.sleep(3)
+            assert instances(stack) == mine
+            assert stack.flow_run(run_id)["state"]["id"] == state
+        finally:
+            prefect(stack, "flow-run", "cancel", str(run_id))
+            second.wait(60)
+    finally:
+        if Path(f"/proc/{old}").exists():
+            os.kill(old, signal.SIGCONT)
+    gone_within(stack, AFTER_END_S, time.monotonic())
+
+
+def test_reap_ends_what_a_deleted_run_left_and_touches_no_foreign_name(stack: Stack) -> None:
+    program = f"""
+from datetime import timedelta
+from uuid import UUID
+from blocks.realm import GpuRealm
+from providers.core.lease import Lease
+from providers.core.models import Requirements, utc_now
+from providers.local import tasks
+for realm in (GpuRealm.current().realm, "zzzz"):
+    lease = Lease(realm=realm, run_id=UUID("{uuid4()}"), deadline=utc_now() + timedelta(hours=1), run_count=1, attempt=0)
+    driver = tasks.driver()
+    driver.create_instance(driver.fetch_offers(Requirements())[0], tasks.spec(lease))
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=stack.env, check=True, timeout=60)
+    names = instances(stack)
+    assert len(names) == 2
+    reap = stack.deploy("flows.reap.reap", "reap")
+    dry = stack.run(reap, dry_run=True)
+    stack.wait_for_state(dry, "Completed")
+    assert stack.message(dry).startswith("would terminate 1, 1 live")
+    assert sorted(instances(stack)) == sorted(names)
+    run_id = stack.run(reap)
+    stack.wait_for_state(run_id, "Completed")
+    assert [name[3:7] for name in instances(stack)] == ["zzzz"]
+    subprocess.run(
+        [sys.executable, "-c", f"from providers.local import tasks; tasks.give_back({instances(stack)[0]!r})"],
+        cwd=ROOT,
+        env=stack.env,
+        check=True,
+        timeout=60,
+    )

@@ -1,0 +1,131 @@
+"""Whose run it is: every answer of the server, and none at all."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
+
+from flows import ownership
+from flows.ownership import Ownership, Standing, standing
+
+MINE = uuid4()
+
+
+def run(state_type: StateType, name: str = "", *, count: int = 1, state_id: UUID | None = None) -> Any:
+    state = SimpleNamespace(id=state_id or uuid4(), type=state_type, name=name or state_type.value.title())
+    return SimpleNamespace(run_count=count, state=state)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (run(StateType.RUNNING, state_id=MINE), Standing.OWNER),
+        (run(StateType.RUNNING), Standing.SUPERSEDED),
+        (run(StateType.RUNNING, count=2), Standing.SUPERSEDED),
+        (run(StateType.SCHEDULED), Standing.SUPERSEDED),
+        (run(StateType.PENDING), Standing.SUPERSEDED),
+        (run(StateType.COMPLETED, count=2), Standing.SUPERSEDED),
+        (run(StateType.PAUSED, "Paused"), Standing.OWNER),
+        (run(StateType.PAUSED, "Suspended"), Standing.ENDED),
+        (run(StateType.CANCELLING), Standing.ENDED),
+        (run(StateType.CANCELLED), Standing.ENDED),
+        (run(StateType.FAILED), Standing.ENDED),
+        (run(StateType.COMPLETED), Standing.ENDED),
+        (run(StateType.CRASHED), Standing.ENDED),
+        (None, Standing.ENDED),
+    ],
+)
+def test_what_the_server_says_decides_what_the_process_may_do(seen: Any, expected: Standing) -> None:
+    assert standing(seen, 1, MINE)[0] is expected
+
+
+class Server:
+    """What a reading answers: a run, None for deleted, an exception for no answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_flow_run(self, run_id: UUID) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.answer is None:
+            raise ObjectNotFound(Exception(str(run_id)))
+        return self.answer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(run(StateType.RUNNING, state_id=MINE))
+    monkeypatch.setattr(ownership, "get_client", lambda **_: server)
+    return server
+
+
+def owned(server: Server) -> Ownership:
+    run_id = uuid4()
+    ownership._running_states[run_id] = MINE
+    return Ownership(run_id, 1, every_s=0.05).start()
+
+
+def test_the_owner_is_told_so_by_a_reading_that_began_after_the_question(server: Server) -> None:
+    claim = owned(server)
+    assert claim.ask(within_s=5) is Standing.OWNER
+    server.answer = run(StateType.CANCELLING)
+    assert claim.ask(within_s=5) is Standing.ENDED
+    assert claim.why == "cancelling"
+    claim.close()
+
+
+def test_without_an_answer_nothing_is_known_and_nothing_is_lost(server: Server) -> None:
+    server.answer = RuntimeError("connection refused")
+    claim = owned(server)
+    assert claim.ask(within_s=0.3) is Standing.UNKNOWN
+    assert not claim.is_lost
+    server.answer = run(StateType.RUNNING, state_id=MINE)
+    assert claim.ask(within_s=5) is Standing.OWNER
+    claim.close()
+
+
+def test_the_thread_notices_by_itself_that_the_run_was_deleted(server: Server) -> None:
+    claim = owned(server)
+    server.answer = None
+    deadline = time.monotonic() + 5
+    while not claim.is_lost and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (claim.is_lost, claim.why) == (True, "deleted")
+    claim.close()
+
+
+def test_what_was_lost_is_never_won_back(server: Server) -> None:
+    server.answer = run(StateType.RUNNING, count=2)
+    claim = owned(server)
+    assert claim.ask(within_s=5) is Standing.SUPERSEDED
+    server.answer = run(StateType.RUNNING, state_id=MINE)
+    assert claim.ask(within_s=5) is Standing.SUPERSEDED
+    claim.close()
+
+
+def test_an_outage_does_not_become_a_busy_loop(server: Server) -> None:
+    readings = 0
+
+    def refuse(_: UUID) -> Any:
+        nonlocal readings
+        readings += 1
+        raise RuntimeError
+
+    server.read_flow_run = refuse  # type: ignore[method-assign]
+    claim = owned(server)
+    for _ in range(5):
+        claim.ask(within_s=0.1)
+    claim.close()
+    assert readings <= 6
