@@ -46,12 +46,14 @@ class Wrap(NamedTuple):
     """How a job runs inside something else (a container): two POSIX sh scripts and what they need to know.
 
     `run` is executed in the place of the job, in the job's working directory, with the job's argv as "$@" and its environment
-    set; its exit code is the job's. `clean_up` runs after the job, however it ended, and must bear being run twice.
+    set; its exit code is the job's. `clean_up` runs after the job, however it ended, and must bear being run twice. Variables of
+    the job that are `withheld` are not set: the machine itself would run by them, and `run` hands them on otherwise.
     """
 
     run: str
     clean_up: str = ""
     variables: dict[str, SecretStr] = {}  # noqa: RUF012 - never changed; into the environment of `run`, beside the job's own
+    withheld: frozenset[str] = frozenset()
 
 
 class Ended(NamedTuple):
@@ -338,7 +340,8 @@ def checked_id(job_id: str) -> str:
 
 
 def _variables(job: JobSpec, wrap: Wrap | None) -> dict[str, str]:
-    variables = dict(job.env)
+    withheld = wrap.withheld if wrap else frozenset[str]()
+    variables = {name: value for name, value in job.env.items() if name not in withheld}
     for secrets in (job.secrets, wrap.variables if wrap else {}):
         variables.update((name, value.get_secret_value()) for name, value in secrets.items())
     for name, value in variables.items():

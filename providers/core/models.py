@@ -259,6 +259,7 @@ class Instance(Model):
     price: float | None = None  # USD per hour, where the provider says it
     env: dict[str, str] = Field(default_factory=dict)  # what its jobs need: CUDA_VISIBLE_DEVICES of a slice
     spot: bool = False
+    env: dict[str, str] = Field(default_factory=dict)  # what jobs there must see: the GPUs of a slice
     raw: dict[str, Any] = Field(default_factory=dict)
 
 

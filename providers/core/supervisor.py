@@ -200,13 +200,17 @@ esac
 dir=$root/$id
 """
 
-_LOCATE_STATE = (
-    _STAT
-    + r"""
+_ALIVE = r"""
 alive() {
     pid= ; { read -r pid was_born was_boot clock up_then <"$dir/state"; } 2>/dev/null || return 1
     identify "$pid" && [ "$born $boot" = "$was_born $was_boot" ]
 }
+"""
+
+_LOCATE_STATE = (
+    _STAT
+    + _ALIVE
+    + r"""
 report() {
     { read -r code reason up <"$dir/exit"; } 2>/dev/null || { code= reason=lost; read -r up rest </proc/uptime; }
     printf '%s %s %s %s %s %s\n' "${code:--}" "$reason" "${clock:-0}" "${up_then:-0}" "${up%% *}" "$(wc -c <"$dir/log")" >&2
@@ -305,3 +309,28 @@ if [ ! -e "$dir/exit" ]; then
     echo "- cancelled $up" >"$dir/exit.cancel" && mv "$dir/exit.cancel" "$dir/exit"
 fi
 report"""
+
+
+def end_all_function(root: str, *, grace_s: int) -> str:
+    """The sh function `end_all PREFIX`: ends all jobs whose ids begin so, with their supervisors; their directories stay.
+
+    It sets $root to the place where jobs live, and variables of its own: now, timer, token, left, line, dir, pid and others.
+    """
+    return f"""{_STAT}{_MEMBERS}{_SWEEP}
+{_ALIVE}
+supervised() {{ dir=${{1%/state}}; alive; }}
+end_all() {{
+id=$1 root={shlex.quote(root)}
+{_LOCATE}
+uptime; limit=$((now + {grace_s} + 1)) running=1
+while [ -n "$running" ] && [ "$now" -lt "$limit" ]; do
+    running=
+    for state in "$root/$id"*/state; do supervised "$state" && kill -s TERM "$pid" && running=1; done
+    [ -z "$running" ] || sleep 0.1 || sleep 1
+    uptime
+done
+for state in "$root/$id"*/state; do supervised "$state" && kill -s KILL "$pid"; done
+token="PREFECT_GPU_JOB=$id" timer=0 parent=0 session=
+sweep {grace_s}
+}}
+"""

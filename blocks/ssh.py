@@ -1,0 +1,140 @@
+"""The credentials block of a team's own machines: which they are and how each is reached by SSH."""
+
+from __future__ import annotations
+
+import re
+
+from prefect.blocks.core import Block
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+_HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-\S+) [A-Za-z0-9+/]+=*(\s.*)?")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def _check_host_key(line: str | None) -> str | None:
+    if line is None or not line.strip():
+        return None
+    if not _HOST_KEY.fullmatch(line.strip()):
+        raise ValueError("this is no host key: paste a line of /etc/ssh/ssh_host_ed25519_key.pub, ssh-ed25519 AAAA...")
+    return line.strip()
+
+
+class SshJumpHost(BaseModel):
+    """A host in between."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field(title="Address", description="Host name or IP address.")
+    port: int = Field(default=22, ge=1, le=65535, title="Port")
+    user: str = Field(default="root", title="User")
+    private_key: SecretStr | None = Field(default=None, title="Private key", description="Empty: the block's own.")
+    host_key: str | None = Field(
+        default=None,
+        title="Host key",
+        description="For example `ssh-ed25519 AAAA...`. Empty: pinned on first use, and said so.",
+    )
+
+    _is_host_key = field_validator("host_key")(_check_host_key)
+
+
+class SshHost(BaseModel):
+    """One machine of the team."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field(
+        title="Address", description="Host name or IP address, as seen from the worker or the jump host."
+    )
+    name: str = Field(
+        default="", title="Name", description="How offers call it. Empty: its address. Keep it while jobs run there."
+    )
+    port: int = Field(default=22, ge=1, le=65535, title="Port")
+    user: str = Field(default="root", title="User", description="Who logs in, and who jobs run as.")
+    private_key: SecretStr | None = Field(default=None, title="Private key", description="Empty: the block's own.")
+    host_key: str | None = Field(
+        default=None,
+        title="Host key",
+        description="A line of /etc/ssh/ssh_host_ed25519_key.pub there. Empty: pinned on first use, and said so.",
+    )
+    jump: SshJumpHost | None = Field(default=None, title="Jump host", description="Empty: the block's own, if any.")
+    region: str = Field(default="own", title="Region", description="Where it stands, in your words.")
+    country: str | None = Field(default=None, title="Country", description="Two letters: US, DE.", pattern="^[A-Z]{2}$")
+    price: float = Field(
+        default=0.0, ge=0, title="Price", description="USD per hour for the whole machine or each slice."
+    )
+    gpu_slices: tuple[str, ...] = Field(
+        default=(),
+        title="GPU slices",
+        description="Each is rented apart, as CUDA_VISIBLE_DEVICES: `0,1` and `2,3`. Empty: the whole machine at once.",
+    )
+    labels: dict[str, str] = Field(default_factory=dict, title="Labels", description="Yours; offers carry them.")
+
+    _is_host_key = field_validator("host_key")(_check_host_key)
+
+    @field_validator("gpu_slices")
+    @classmethod
+    def _are_slices(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        plain = tuple(re.sub(r"\s", "", one) for one in slices)
+        devices = [device for one in plain for device in one.split(",")]
+        for device in devices:
+            if not re.fullmatch(r"[A-Za-z0-9./-]+", device):
+                raise ValueError(f"{device!r} is no GPU: write indices or UUIDs with commas, for example 0,1")
+        if len(set(devices)) != len(devices):
+            raise ValueError("a GPU is in two slices: each may be in one only")
+        return plain
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> SshHost:
+        if not self.name:
+            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9._-]", "-", self.address).strip("-"))
+        if not _PLAIN.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} cannot be a host's name: use letters, digits, dots and dashes")
+        return self
+
+
+class SshMachines(Block):
+    """A team's own machines, each lent to one job at a time.
+
+    Example:
+        Load the machines saved as `lab` and name them:
+
+        ```python
+        from blocks.ssh import SshMachines
+
+        [host.name for host in SshMachines.load("lab").hosts]
+        ```
+    """
+
+    _block_type_name = "GPU: own machines"
+    _block_type_slug = "gpu-ssh"
+    _description = "A team's own machines, reached by SSH, each lent to one job at a time."
+
+    hosts: list[SshHost] = Field(title="Machines", min_length=1)
+    private_key: SecretStr | None = Field(
+        default=None,
+        title="Private key",
+        description="Logs in where a machine has none of its own. In OpenSSH's format, without a passphrase.",
+    )
+    jump: SshJumpHost | None = Field(
+        default=None, title="Jump host", description="On the way to all machines without one."
+    )
+    timeout_s: float = Field(
+        default=8.0,
+        gt=0,
+        le=60,
+        title="Patience in seconds",
+        description="A machine that does not answer for so long is passed over.",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ_and_keys_are_there(self) -> SshMachines:
+        names = [host.name for host in self.hosts]
+        for host in self.hosts:
+            if names.count(host.name) > 1:
+                raise ValueError(f"two machines are called {host.name}: give each a name of its own")
+            jump = host.jump or self.jump
+            if self.private_key is None and (host.private_key is None or (jump and jump.private_key is None)):
+                raise ValueError(
+                    f"no private key logs in to {host.name}: give the block one, or the machine and its jump host"
+                )
+        return self
