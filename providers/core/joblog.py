@@ -16,9 +16,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -134,7 +133,9 @@ class JobLog:
         self._thread.join(timeout_s + 1.0)
         missing = max(0, min(self._grown_to, self._cap) - self._position)
         if missing:
-            _log.warning("Prefect's API did not answer: the last %d bytes of the job's output are in its log file only", missing)
+            _log.warning(
+                "Prefect's API did not answer: the last %d bytes of the job's output are in its log file only", missing
+            )
         return missing
 
     # --- the thread -----------------------------------------------------------------------------------------------------
