@@ -11,22 +11,24 @@ here and nowhere else. Every task has `NO_CACHE`: two equal orders are two order
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
 from prefect.tasks import Task
 
 from blocks.realm import GpuRealm
 from providers.core import accounts, images, keys, orders, running, shared_prices
-from providers.core.aside import never
+from providers.core.aside import Stopped, never
 from providers.core.contract import Capabilities, Connection, Provider
-from providers.core.errors import InstanceFailed, RateLimited, Transient, Unsupported
+from providers.core.errors import InstanceFailed, ProviderError, RateLimited, Transient, Unsupported
 from providers.core.jobs import Machine, Wrap
 from providers.core.lease import Lease
 from providers.core.models import (
@@ -58,6 +60,20 @@ def lease_deadline(offer: Offer, capabilities: Capabilities, job: Job) -> dateti
     return utc_now() + timedelta(seconds=boot_s + FILES_S + job.timeout_s + RESUMES_S)
 
 
+def _told(function: Callable[P, R]) -> Callable[P, R]:
+    """What a provider refuses is the task's failure with its sentence, not a traceback; the caller gets the error all the same."""
+
+    @functools.wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (ProviderError, Stopped) as failure:
+            said = f"{failure.short}: {failure.message}" if isinstance(failure, ProviderError) else str(failure)
+            return cast("R", Failed(message=said, data=failure))
+
+    return told
+
+
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Only what the same call may mend is worth a second call."""
     failure = state.result(raise_on_failure=False)
@@ -78,7 +94,7 @@ class TaskLibrary(Generic[C]):
 
         def as_task(function: Callable[P, R], title: str, retries: int = 0) -> Task[P, R]:
             return Task(
-                fn=function,
+                fn=_told(function),
                 name=f"{title} ({self.name})",
                 tags=["prefect-gpu", self.name],
                 cache_policy=NO_CACHE,
