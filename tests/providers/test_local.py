@@ -1,4 +1,7 @@
-"""The provider local: the contract, and that an instance ends with everything it started, whoever dies."""
+"""The provider local: the contract, and that an instance ends with everything it started, whoever dies.
+
+Long because each way to die, and each way to escape, is a test of its own.
+"""
 
 from __future__ import annotations
 

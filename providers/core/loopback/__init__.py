@@ -2,7 +2,7 @@
 
 What `providers/local.py` rents out, and what tests put behind instances of a fake cloud. A machine is found by its directory's
 name from any process of the same user; it lives without its creator and ends at its deadline without anybody. `keeper.py` and
-`server.py` are its two processes.
+`server.py` are its two processes. Over 300 lines because who may touch a directory when is one protocol, told in one place.
 
     <root>/<name>/   machine.json  who made it, where it listens, until when
                      lock          held by the creator, then by the keeper
