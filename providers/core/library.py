@@ -11,17 +11,16 @@ here and nowhere else. Every task has `NO_CACHE`: two equal orders are two order
 
 from __future__ import annotations
 
-import functools
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Failed
 from prefect.tasks import Task
 
 from blocks.realm import GpuRealm
@@ -60,18 +59,18 @@ def lease_deadline(offer: Offer, capabilities: Capabilities, job: Job) -> dateti
     return utc_now() + timedelta(seconds=boot_s + FILES_S + job.timeout_s + RESUMES_S)
 
 
-def _told(function: Callable[P, R]) -> Callable[P, R]:
-    """What a provider refuses is the task's failure with its sentence, not a traceback; the caller gets the error all the same."""
+class _PlainRefusals(logging.Filter):
+    """What a provider refuses is said in its sentence: a traceback of ours would tell a user nothing."""
 
-    @functools.wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except (ProviderError, Stopped) as failure:
+    def filter(self, record: logging.LogRecord) -> bool:
+        failure = record.exc_info[1] if record.exc_info else None
+        if isinstance(failure, ProviderError | Stopped):
             said = f"{failure.short}: {failure.message}" if isinstance(failure, ProviderError) else str(failure)
-            return cast("R", Failed(message=said, data=failure))
+            record.msg, record.args, record.exc_info, record.exc_text = said, (), None, None
+        return True
 
-    return told
+
+logging.getLogger("prefect.task_runs").addFilter(_PlainRefusals())
 
 
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -94,7 +93,7 @@ class TaskLibrary(Generic[C]):
 
         def as_task(function: Callable[P, R], title: str, retries: int = 0) -> Task[P, R]:
             return Task(
-                fn=_told(function),
+                fn=function,
                 name=f"{title} ({self.name})",
                 tags=["prefect-gpu", self.name],
                 cache_policy=NO_CACHE,
