@@ -137,8 +137,11 @@ class SshChannel:
             self._channel.shutdown_write()
 
     def recv(self, size: int) -> bytes:
-        self._drain_errors()
-        data: bytes = self._channel.recv(size)
+        try:  # reading widens the window, which writes
+            self._drain_errors()
+            data: bytes = self._channel.recv(size)
+        except (OSError, EOFError, paramiko.SSHException):
+            return b""
         return data
 
     def exit_status(self, timeout_s: float) -> int:
@@ -152,7 +155,8 @@ class SshChannel:
         raise LinkLost("the link to the machine is lost")
 
     def error_text(self) -> str:
-        self._drain_errors()
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._drain_errors()
         return bytes(self._errors).decode(errors="replace")
 
     def close(self) -> None:
