@@ -17,7 +17,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -242,7 +242,7 @@ class JobLog:
 
 
 @contextlib.contextmanager
-def posting(path: Path) -> Iterator[JobLog]:
+def posting(path: Path) -> Generator[JobLog]:
     """A JobLog of the flow or task run that this is called in, going on where its log ends; closed at the end."""
     run_id, task_id = flow_run.get_id(), task_run.get_id()
     if run_id is None:
