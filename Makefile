@@ -10,7 +10,7 @@ override FILES := $(value FILES)
 export JOB GPU MAX_PRICE PROVIDERS PROVIDER ACCOUNT FILES OUTPUTS RUN ONLY FORCE DRY_RUN
 
 prepare = @command -v $(PYTHON) >/dev/null || { echo 'prefect-gpu needs Python 3.11 or newer, and there is no $(PYTHON) here: install it, or name yours as in `make PYTHON=python3.12`.' >&2; exit 1; }; $(PYTHON) .ci/bootstrap.py
-console = .venv/bin/python -m flows.console
+console = .venv/bin/python -m flows
 
 help: ## this list
 	@echo 'Rent the right GPU, run one job on it, give it back.'

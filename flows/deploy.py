@@ -7,7 +7,6 @@ brought up to date, and what others made there is not touched.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from datetime import timedelta
@@ -46,6 +45,22 @@ def deploy(client: SyncPrefectClient) -> dict[str, UUID]:
     register_blocks()
     make_automations(client, deployments)
     return deployments
+
+
+def provision_deployment(client: SyncPrefectClient) -> UUID | None:
+    """The id of provision/default, or None where nothing was deployed yet."""
+    try:
+        return client.read_deployment_by_name("provision/default").id
+    except ObjectNotFound:
+        return None
+
+
+def has_online_worker(client: SyncPrefectClient) -> bool:
+    """Whether a worker of our pool reports to this server."""
+    try:
+        return any(worker.status == "ONLINE" for worker in client.read_workers_for_work_pool(POOL))
+    except ObjectNotFound:
+        return False
 
 
 def make_work_pool(client: SyncPrefectClient) -> None:
@@ -137,19 +152,25 @@ def make_automations(client: SyncPrefectClient, deployments: dict[str, UUID]) ->
             continue
         first = existing[0]
         current = AutomationCore.model_validate(first.model_dump(include=set(AutomationCore.model_fields)))
-        wanted = wanted.model_copy(update={"enabled": first.enabled})
-        if current.model_dump(mode="json") != wanted.model_dump(
+        update = wanted.model_copy(update={"enabled": first.enabled})
+        if current.model_dump(mode="json") != update.model_dump(
             mode="json"
         ):  # an update forgets what it was waiting for
-            client.update_automation(first.id, wanted)
+            client.update_automation(first.id, update)
 
 
 def automations(client: SyncPrefectClient, deployments: dict[str, UUID]) -> list[AutomationCore]:
     """What the server does by itself: reap at once where a run left something, and tell when nobody reaps."""
     reap = deployments["reap/default"]
-    of_provision = {"prefect.resource.role": "flow", "prefect.resource.id": _flow_resource(client, "provision")}
-    of_reap = {"prefect.resource.role": "flow", "prefect.resource.id": _flow_resource(client, "reap")}
-    run_reap = RunDeployment(source="selected", deployment_id=reap, parameters={})
+    of_provision: dict[str, str | list[str]] = {
+        "prefect.resource.role": "flow",
+        "prefect.resource.id": _flow_resource(client, "provision"),
+    }
+    of_reap: dict[str, str | list[str]] = {
+        "prefect.resource.role": "flow",
+        "prefect.resource.id": _flow_resource(client, "reap"),
+    }
+    run_reap = RunDeployment(source="selected", deployment_id=reap, parameters={}, job_variables=None)
     each_run = {"prefect.resource.id"}
     silence = 3 * REAP_INTERVAL
     return [
