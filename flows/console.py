@@ -49,9 +49,10 @@ def run(place: Place) -> int:
     """`make run`: one job from offers to given back."""
     parameters = job_parameters(os.environ)
     display = Display()
+    if place.is_own:
+        place.start_worker()  # it takes seconds to start: beside the server, and while the rest is made
     with client_of(place) as client:
         if place.is_own:
-            place.start_worker()  # it takes seconds to start: meanwhile the rest is made
             deployment = deploy(client)["provision/default"]
         else:
             deployment = provision_deployment(client) or deploy(client)["provision/default"]
@@ -61,7 +62,7 @@ def run(place: Place) -> int:
         every_s = 0.1 if place.is_own else 1.0
         try:
             final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_have_worker)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             final = _cancelled(client, flow_run.id, display, place)
         record = Record.read(flow_run.id, client)
         display.closing(final, record)
@@ -126,8 +127,8 @@ def _say_next(display: Display, place: Place, final: FlowRun) -> None:
 
 def up(place: Place) -> int:
     """`make up`: server and worker, kept until `make down`."""
+    place.start_worker()
     with client_of(place) as client:
-        place.start_worker()
         deploy(client)
         with waiting("the worker starts"):
             _wait_for_worker(client, place)

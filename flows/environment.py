@@ -149,7 +149,7 @@ class Place:
         # Asked every second a server of our own is still idle, and a run starts when it is made; a shared one is spared.
         environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1" if self.is_own else "5")
         name = f"make {'up' if self.kept else 'run'} on {socket.gethostname()}"
-        arguments = ["-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
+        arguments = ["-m", "flows.worker", name]
         self.started.append(daemon)
         daemon.start(arguments, environment, kept=self.kept, url=self.api_url)
 
