@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Cancelling
 
-from flows import results
+from flows import overview, results
+from flows.connect import connect, provider_named
 from flows.deploy import deploy, has_online_worker, provision_deployment
 from flows.environment import POOL, PROJECT, Place, Trouble, waiting
-from flows.follow import Display, follow
+from flows.follow import Display, first_line, follow
+from flows.plan import plan
+from flows.reap import reap
 from flows.record import Record
+from flows.refresh_catalog import refresh_catalog
+from providers import DEFAULT_ACCOUNT
 
 SMALL_JOB: Final = 'python3 -c "print(6*7)"'
 GIVE_BACK_S: Final = 90.0  # so long a cancelled run may take to end its job and give its machine back
@@ -157,9 +166,7 @@ def deploy_only(place: Place) -> int:
     """`make deploy`: the configured server gets work pool, blocks, deployments and automations."""
     with client_of(place) as client:
         made = deploy(client)
-    Display().line(
-        f"Deployed to {place.api_url}: {', '.join(sorted(made))}. A worker of the pool {POOL} runs them."
-    )
+    Display().line(f"Deployed to {place.api_url}: {', '.join(sorted(made))}. A worker of the pool {POOL} runs them.")
     return 0
 
 
@@ -196,9 +203,93 @@ def _find_run(client: SyncPrefectClient, wanted: str) -> FlowRun:
     return found[0]
 
 
+# --- flows that run here and now ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _shown_here() -> Generator[None]:
+    """Show what our own flows log while they run in this process, and nothing of what Prefect says about them."""
+    display = Display()
+
+    class Here(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if Path(record.pathname).is_relative_to(PROJECT / "flows"):
+                display.line(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "")
+
+    setup_logging()  # Prefect's, now, so that it does not come later and show everything
+    for logger in (
+        logging.getLogger(),
+        logging.getLogger("prefect"),
+        *map(logging.getLogger, logging.root.manager.loggerDict),
+    ):
+        for handler in logger.handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+    here = Here()
+    logging.getLogger("prefect.flow_runs").addHandler(here)
+    try:
+        yield
+    finally:
+        logging.getLogger("prefect.flow_runs").removeHandler(here)
+
+
+def _finished(state: State[Any]) -> int:
+    """The exit code of a flow that ran here, after the sentence of its final state if it went wrong."""
+    if state.is_completed():
+        return 0
+    Display().line(first_line(state.message or state.name or ""), "bold red")
+    return 1
+
+
+def reap_now(place: Place) -> int:
+    """`make reap`: what nobody owns any more is given back, by this process."""
+    with client_of(place), _shown_here():
+        return _finished(reap(dry_run=_is_set("DRY_RUN"), return_state=True))
+
+
+def refresh(place: Place) -> int:
+    """`make refresh`: the prices collected anew, by this process."""
+    with client_of(place), _shown_here():
+        return _finished(refresh_catalog(return_state=True))
+
+
+def plan_now(place: Place) -> int:
+    """`make plan`: what a job would get, and for how much."""
+    parameters = job_parameters(os.environ)
+    parameters = {name: parameters[name] for name in ("gpu", "max_price", "account") if name in parameters}
+    if providers := _words(os.environ.get("PROVIDERS")):
+        parameters["providers"] = providers
+    with client_of(place), _shown_here():
+        return _finished(plan(**parameters, return_state=True))
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def show_providers(place: Place) -> int:
+    """`make providers`: each one's credentials, how soon it answers, its cheapest H100 and A100."""
+    with client_of(place):
+        overview.show(overview.of_all(), Display())
+    return 0
+
+
+def connect_account(place: Place) -> int:
+    """`make connect PROVIDER=...`: credentials asked for, checked and saved."""
+    name, account = os.environ.get("PROVIDER", ""), os.environ.get("ACCOUNT") or DEFAULT_ACCOUNT
+    provider_named(name)  # before a server is waited for
+    with client_of(place) as client:
+        return connect(client, name, account, Display())
+
+
 SUBCOMMANDS: Final[dict[str, Callable[[Place], int]]] = {
     "run": run,
     "up": up,
     "deploy": deploy_only,
     "fetch": fetch,
+    "reap": reap_now,
+    "refresh": refresh,
+    "plan": plan_now,
+    "providers": show_providers,
+    "connect": connect_account,
 }
