@@ -128,6 +128,7 @@ _STATES: Final = {
     "stopping": InstanceState.FAILED,  # nobody stops ours but a person; stopped it runs no job and its disk is billed
     "stopped": InstanceState.FAILED,
 }
+FREE_STATES: Final = {"shutting-down", "terminated"}
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html
 TAKEN_BACK: Final = {"Server.ScheduledStop", "Server.SpotInstanceShutdown", "Server.SpotInstanceTermination"}
 NEVER_RAN: Final = {
@@ -279,11 +280,17 @@ class Aws(Provider[AwsCredentials]):
     @override
     def fetch_offers(self, requirements: Requirements) -> list[Offer]:
         # Zones and disks are what the order adds: the price list knows neither.
-        asked = requirements.model_copy(update={"zones": (), "exclude_zones": (), "disk_gb": None})
+        regions = set(requirements.regions or self.credentials.regions)
+        if self.credentials.regions:
+            regions.intersection_update(self.credentials.regions)
+            if not regions:
+                return []
+        asked = requirements.model_copy(
+            update={"zones": (), "exclude_zones": (), "disk_gb": None, "regions": tuple(sorted(regions))}
+        )
         by_region: dict[str, list[Offer]] = {}
         for offer in self._priced_offers(self.name, asked):
-            if not self.credentials.regions or offer.region in self.credentials.regions:
-                by_region.setdefault(offer.region, []).append(offer)
+            by_region.setdefault(offer.region, []).append(offer)
         if not by_region:
             return []
         enabled = self._enabled_regions()
@@ -298,9 +305,8 @@ class Aws(Provider[AwsCredentials]):
                 failures.append(error)
                 return _closed(by_region[region], f"{region} could not be asked: {error}")
 
-        regions = sorted(by_region)
-        offers = [offer for found in _each(overlay, regions) for offer in found]
-        if failures and len(failures) == len(enabled.intersection(regions)):
+        offers = [offer for found in _each(overlay, sorted(by_region)) for offer in found]
+        if failures and len(failures) == len(enabled & by_region.keys()):
             raise failures[0]
         return offers
 
@@ -331,10 +337,14 @@ class Aws(Provider[AwsCredentials]):
     @override
     def get_instance(self, instance_id: str) -> Instance:
         region, machine_id = _split(instance_id)
-        with _errors(f"look at {instance_id}"):
-            for machine in self._pages(region, "describe_instances", "Reservations", InstanceIds=[machine_id]):
-                return self._instance(region, machine["Instances"][0])
-        raise NotFound(f"AWS does not show {instance_id}: it may run all the same")
+        code = None
+        try:
+            with _errors(f"look at {instance_id}"):
+                for reservation in self._pages(region, "describe_instances", "Reservations", InstanceIds=[machine_id]):
+                    return self._instance(region, reservation["Instances"][0])
+        except NotFound as error:
+            code = error.code
+        raise NotFound(f"AWS does not show {instance_id}; it may run all the same", code=code)
 
     @override
     def list_instances(self, prefix: str) -> Listing:
@@ -726,12 +736,11 @@ class Aws(Provider[AwsCredentials]):
             return {str(row["RegionName"]) for row in reply["Regions"]}
 
     def _read(self, region: str, prefix: str) -> Listing:
-        """All of one region that may cost money. `shutting-down` costs nothing any more."""
+        """All of one region that may cost money: every state but the two that are known to cost nothing."""
         named = {"Name": "tag:Name", "Values": [f"{prefix}*"]}
-        alive = {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}
         unused = {"Name": "status", "Values": ["available", "error"]}
         with _errors(f"list {region}"):
-            instances = self._instances(region, [named, alive])
+            instances = self._instances(region, [named])
             rows = [
                 *(
                     ("volume", row["VolumeId"], row["Tags"])
@@ -757,7 +766,11 @@ class Aws(Provider[AwsCredentials]):
             for kind, resource, tags in rows
         ]
         return Listing(
-            instances=tuple(instance for instance in instances if instance.name.startswith(prefix)),
+            instances=tuple(
+                instance
+                for instance in instances
+                if instance.name.startswith(prefix) and instance.raw["state"] not in FREE_STATES
+            ),
             leftovers=tuple(leftover for leftover in leftovers if leftover.name.startswith(prefix)),
         )
 

@@ -39,7 +39,8 @@ from xml.sax.saxutils import escape
 
 from blocks.aws import AwsCredentials, AwsImage, PrefectAwsCredentials
 from providers.aws import Aws
-from providers.core.models import Offer, Requirements, Spot
+from providers.core.matching import fits
+from providers.core.models import Offer, Requirements
 from tests.fakes.aws_machine import Machine
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
@@ -89,8 +90,7 @@ IMAGES = (
 
 
 def priced_offers(provider: str, requirements: Requirements) -> list[Offer]:
-    """The catalog's part: prices by region, without zones; `requirements` as far as the tests need them."""
-    wants = requirements.gpu
+    """The catalog's part: prices by region, without zones."""
     offers = [
         Offer(
             provider=provider,
@@ -108,14 +108,7 @@ def priced_offers(provider: str, requirements: Requirements) -> list[Offer]:
         )
         for kind, region, price, spot, cpu, memory, gpu, count, gpu_memory in PRICES
     ]
-    return [
-        offer
-        for offer in offers
-        if (not wants or any(offer.gpu_name in one.names for one in wants))
-        and (not requirements.regions or offer.region in requirements.regions)
-        and (requirements.spot is Spot.EITHER or offer.spot == (requirements.spot is Spot.SPOT))
-        and not requirements.zones  # rows without a zone are in none
-    ]
+    return [offer for offer in offers if fits(offer, requirements)]
 
 
 def write_catalog(folder: Path) -> Path:
@@ -202,8 +195,12 @@ class AwsCloud:
         """
         self._tell(op="fail", fault={"action": action, "code": code, "how": how, "status": status, "message": message, "region": region, "zone": zone, "times": times})  # fmt: skip
 
+    def mend(self) -> None:
+        """No more faults."""
+        self._tell(op="mend")
+
     def set(self, **settings: Any) -> None:
-        """`page_size`, `hide_new`, `boot_s`, `shutdown_s`, `regions`, `quotas` ({code: vCPU}), `machines`."""
+        """`page_size`, `hide_new` (s), `boot_s`, `shutdown_s`, `regions`, `quotas` ({code: vCPU}), `keep_volumes`."""
         self._tell(op="set", settings=settings)
 
     def calls(self, action: str = "") -> list[dict[str, Any]]:
@@ -217,6 +214,14 @@ class AwsCloud:
     def take_back(self, instance_id: str, code: str = "Server.SpotInstanceTermination", message: str = "Spot instance termination") -> None:  # fmt: skip
         """AWS ends an instance by itself."""
         self._tell(op="end", id=instance_id.rpartition("/")[2], code=code, message=message)
+
+    def show_status(self, instance_id: str, status: str) -> None:
+        """Every answer shows this state of the instance from now on."""
+        self._tell(op="status", id=instance_id.rpartition("/")[2], status=status)
+
+    def end_lease(self, instance_id: str) -> None:
+        """The timer that the machine's user data set goes off now."""
+        self._tell(op="lease", id=instance_id.rpartition("/")[2])
 
     def machine_processes(self, instance_id: str) -> list[int]:
         """What runs on an instance's machine."""
@@ -250,7 +255,7 @@ _DEFAULTS = {
     "shutdown_s": 0.1,
     "regions": list(REGIONS),
     "quotas": {},
-    "machines": True,
+    "keep_volumes": False,  # the next terminate leaves the root volume behind
 }
 Reply = tuple[int, str, bytes]
 
@@ -385,13 +390,13 @@ class _Cloud:
         if len(user_data.encode()) > 16384:
             raise AssertionError("EC2 takes no more than 16 KB of user data")
         machine = None
-        if self.settings["machines"] and user_data:
+        if user_data:
             machine = Machine(
                 self.folder / instance.id,
                 address,
                 self.ssh_port,
                 user_data,
-                lambda: self._end(region, instance, "Client.InstanceInitiatedShutdown", "Instance initiated shutdown"),
+                lambda: self._power_off(region, instance),
             )
             self.machines[instance.id] = machine
         boot_s = self.settings["boot_s"]
@@ -409,6 +414,13 @@ class _Cloud:
 
         threading.Thread(target=boot, daemon=True).start()
 
+    def _power_off(self, region: str, instance: Any) -> None:
+        """The machine's own shutdown: what follows is what the order said."""
+        if instance.instance_initiated_shutdown_behavior == "terminate":
+            self._end(region, instance, "Client.InstanceInitiatedShutdown", "Client.InstanceInitiatedShutdown: Instance initiated shutdown")  # fmt: skip
+        else:
+            instance.stop()
+
     def _terminate(self, environ: dict[str, Any], region: str, action: str, sent: dict[str, str]) -> Reply:
         ids = [value for key, value in sent.items() if key.startswith("InstanceId.")]
         known = {instance.id: instance for instance in self._backend(region).all_instances()}
@@ -416,6 +428,8 @@ class _Cloud:
         if unknown and sent.get("DryRun") != "true":
             return _error("InvalidInstanceID.NotFound", f"The instance ID '{unknown[0]}' does not exist", 400)
         done = {one for one in ids if one in known and known[one].state == "terminated"}
+        if sent.get("DryRun") != "true":
+            self._keep_volumes(known[one] for one in ids)
         reply = self._plain(environ, region, action, sent)
         if reply[0] == 200:
             for one in ids:
@@ -423,9 +437,17 @@ class _Cloud:
                     self._end(region, known[one], "Client.UserInitiatedShutdown", "Client.UserInitiatedShutdown: User initiated shutdown")  # fmt: skip
         return reply
 
+    def _keep_volumes(self, instances: Iterable[Any]) -> None:
+        for instance in instances:
+            if self.settings["keep_volumes"]:
+                self.settings["keep_volumes"] = False
+                for volume in instance.block_device_mapping.values():
+                    volume.delete_on_termination = False
+
     def _end(self, region: str, instance: Any, code: str, message: str) -> None:
         """shutting-down, and terminated after a while; its machine goes at once."""
         with self.lock:
+            self._keep_volumes([instance])
             if instance._state.name != "terminated":
                 instance.terminate()
             instance.state_reason.code, instance.state_reason.message = code, message
@@ -533,11 +555,16 @@ class _Cloud:
                     for one in self._backend(region).all_instances()
                     if one.state != "terminated"
                 ]  # fmt: skip
+            elif op == "mend":
+                self.faults.clear()
+            elif op == "status":
+                self._find(order["id"])[1]._state.name = order["status"]
+            elif op == "lease":
+                machine = self.machines[order["id"]]
+                if machine.lease_end() is not None:
+                    machine.on_lease_end()
             elif op == "end":
-                for region in REGIONS:
-                    for one in self._backend(region).all_instances():
-                        if one.id == order["id"]:
-                            self._end(region, one, order["code"], order["message"])
+                self._end(*self._find(order["id"]), order["code"], order["message"])
         return None
 
     def _reset(self) -> None:
@@ -549,6 +576,13 @@ class _Cloud:
         for region in REGIONS:
             ec2_backends[ACCOUNT][region].reset()
         self._clear()
+
+    def _find(self, instance_id: str) -> tuple[str, Any]:
+        for region in REGIONS:
+            for one in self._backend(region).all_instances():
+                if one.id == instance_id:
+                    return region, one
+        raise LookupError(instance_id)
 
     def _backend(self, region: str) -> Any:
         from moto.ec2.models import ec2_backends

@@ -49,7 +49,7 @@ class Machine:
             self._start_openssh()
         else:
             self._server = asyncio.run_coroutine_threadsafe(self._listen(), _loop()).result(10)
-        if (end := self._lease_end()) is not None:
+        if (end := self.lease_end()) is not None:
             self._timer = threading.Timer(max(0.0, (end - datetime.now(UTC)).total_seconds()), self.on_lease_end)
             self._timer.daemon = True
             self._timer.start()
@@ -85,12 +85,13 @@ class Machine:
                 continue
         return found
 
-    def _lease_end(self) -> datetime | None:
+    def lease_end(self) -> datetime | None:
+        """When the timer in the user data goes off; None where there is none, or nothing starts it."""
         for file in self.config.get("write_files", []):
             if file["path"].endswith("/prefect-gpu-lease.timer"):
-                starts = self.config["runcmd"]
-                assert ["systemctl", "daemon-reload"] in starts
-                assert any("prefect-gpu-lease.timer" in line for line in starts)
+                starts = self.config.get("runcmd", [])
+                if not any("--now" in line and "prefect-gpu-lease.timer" in line for line in starts):
+                    return None
                 when = re.search(r"^OnCalendar=(.+) UTC$", file["content"], re.MULTILINE)
                 assert when is not None
                 return datetime.strptime(when[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
