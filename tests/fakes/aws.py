@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import csv
 import io
 import itertools
 import json
@@ -39,8 +38,10 @@ from xml.sax.saxutils import escape
 
 from blocks.aws import AwsCredentials, AwsImage, PrefectAwsCredentials
 from providers.aws import Aws
+from providers.core import prices
 from providers.core.matching import fits
-from providers.core.models import Offer, Requirements
+from providers.core.models import Offer, Requirements, utc_now
+from providers.core.snapshot import Kind, Place, Price
 from tests.fakes.aws_machine import Machine
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
@@ -111,26 +112,23 @@ def priced_offers(provider: str, requirements: Requirements) -> list[Offer]:
     return [offer for offer in offers if fits(offer, requirements)]
 
 
-def write_catalog(folder: Path) -> Path:
-    """`folder/aws.csv` with the same prices, as gpuhunt publishes it (GPUHUNT_CATALOG_DIR)."""
-    columns = "instance_name location price cpu memory gpu_count gpu_name gpu_memory spot disk_size gpu_vendor flags cpu_arch provider_data"
-    with (folder / "aws.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns.split())
-        for kind, region, price, spot, cpu, memory, gpu, count, gpu_memory in sorted(PRICES, key=lambda row: row[2]):
-            writer.writerow([kind, region, price, cpu, memory, count, gpu or "", gpu_memory or "", spot, "", "nvidia" if gpu else "", "", "x86", ""])  # fmt: skip
-    return folder / "aws.csv"
+def publish_prices() -> None:
+    """The same prices as this machine's snapshot (under PREFECT_HOME), for flows in processes of their own."""
+    found = [
+        Price(Kind(kind, spot, cpu, memory, gpu_name=gpu, gpu_count=count, gpu_memory_gb=gpu_memory, gpu_vendor="nvidia" if gpu else None), Place(region), price)
+        for kind, region, price, spot, cpu, memory, gpu, count, gpu_memory in PRICES
+    ]  # fmt: skip
+    prices.publish("aws", found, collected_at=utc_now(), source="the tests")
 
 
 # --- what tests hold ----------------------------------------------------------------------------------------------------
 
 
 class AwsCloud:
-    """The running cloud: orders to the layer, blocks and drivers that speak to it."""
+    """The running cloud: orders to the layer, blocks and drivers that speak to it. From another process: its address."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, ssh_port: int) -> None:
-        self._process, self.ssh_port = process, ssh_port
-        self.endpoint_url = f"http://127.0.0.1:{port}"
+    def __init__(self, endpoint_url: str, ssh_port: int, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.endpoint_url, self.ssh_port, self._process = endpoint_url, ssh_port, process
 
     @classmethod
     def start(cls, folder: Path) -> AwsCloud:
@@ -151,9 +149,10 @@ class AwsCloud:
         if not line:
             raise RuntimeError((folder / "cloud.log").read_text())
         port, ssh_port = json.loads(line)
-        return cls(process, port, ssh_port)
+        return cls(f"http://127.0.0.1:{port}", ssh_port, process)
 
     def stop(self) -> None:
+        assert self._process is not None, "only who started the cloud stops it"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
