@@ -82,7 +82,8 @@ def test_a_job_runs_on_a_machine_of_ec2_and_its_machine_is_gone_before_the_run_i
     assert cloud.alive() == []
     assert leftovers(cloud) == []
     assert stack.message(run_id).startswith("exit 0 in ")
-    assert any("hello from " in line and "/home" in line for line in stack.logs(run_id))
+    said = [line for line in stack.logs(run_id) if line.startswith("hello from ")]
+    assert [line.strip().endswith("/home") for line in said] == [True], "\n".join(stack.logs(run_id))
     assert len(cloud.calls("RunInstances")) == 1
 
 
