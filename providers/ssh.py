@@ -348,7 +348,7 @@ class Ssh(Provider[SshMachines]):
         for host, answer in answers:
             if isinstance(answer, ProviderError):
                 down = _offer(host, None).model_copy(
-                    update={"availability": Availability.UNAVAILABLE, "unavailable_because": answer.message}
+                    update={"availability": Availability.UNAVAILABLE, "unavailable_because": _plain(answer)}
                 )
                 # What it has is not known, so only what is known can rule it out.
                 known = requirements.model_copy(
@@ -390,7 +390,7 @@ class Ssh(Provider[SshMachines]):
         except (AuthFailed, InvalidRequest):
             raise
         except ProviderError as down:
-            raise HostDown(f"{host.name} {down.message}") from down
+            raise HostDown(_down(host, down)) from down
         with closing(connection):
             try:
                 done = run_script(connection, script, timeout_s=90.0)
@@ -422,7 +422,7 @@ class Ssh(Provider[SshMachines]):
         unread: list[Unread] = []
         for host, answer in self._everywhere(lambda host: self._survey(host, _SURVEY)):
             if isinstance(answer, ProviderError):
-                unread.append(Unread(scope=host.name, reason=answer.message))
+                unread.append(Unread(scope=host.name, reason=_plain(answer)))
                 continue
             held = [claim for claim in answer.claims if claim.name.startswith(prefix)]
             instances += [self._instance(host, claim, is_ending=claim.name in answer.ending) for claim in held]
@@ -504,7 +504,7 @@ class Ssh(Provider[SshMachines]):
         except HostKeyMismatch:
             raise
         except Transient as down:
-            raise Transient(f"{host.name} {down.message}") from down
+            raise Transient(_down(host, down)) from down
         with closing(connection):
             try:
                 return run_script(connection, script, timeout_s=timeout_s)
@@ -641,3 +641,11 @@ def _checked_name(name: str) -> str:
 
 def _assigned(**variables: str) -> str:
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def _plain(failure: ProviderError) -> str:
+    return re.sub(r"\[Errno -?\d+\] ", "", failure.message)
+
+
+def _down(host: SshHost, failure: ProviderError) -> str:
+    return f"{host.name} is out of reach: {_plain(failure)}"
