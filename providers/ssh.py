@@ -251,6 +251,9 @@ if here; then echo ending; else echo gone; fi
 """
 )
 
+# A claim whose answer was lost may still be on its way.
+_SETTLED = _CLAIMS + "lock\nunlock\n"
+
 # Out: `claim SLOT NAME DEADLINE CREATED USER GPUS`, `ending NAME`, `left KIND NAME`, `now EPOCH`.
 _SURVEY = (
     _CLAIMS
@@ -410,7 +413,7 @@ class Ssh(Provider[SshMachines]):
 
     def get_instance(self, instance_id: str) -> Instance:
         host, name = self._located(instance_id)
-        survey = self._survey(host, _SURVEY)
+        survey = self._survey(host, _SETTLED + _SURVEY)
         for claim in survey.claims:
             if claim.name == name:
                 return self._instance(host, claim, is_ending=name in survey.ending)
@@ -420,7 +423,7 @@ class Ssh(Provider[SshMachines]):
         instances: list[Instance] = []
         leftovers: list[Leftover] = []
         unread: list[Unread] = []
-        for host, answer in self._everywhere(lambda host: self._survey(host, _SURVEY)):
+        for host, answer in self._everywhere(lambda host: self._survey(host, _SETTLED + _SURVEY)):
             if isinstance(answer, ProviderError):
                 unread.append(Unread(scope=host.name, reason=_plain(answer)))
                 continue
