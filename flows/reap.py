@@ -46,7 +46,7 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     log: Any = flow_run_logger(flow_run, flow).getChild("steps")
     with get_client(sync_client=True) as client:
         now = _read_run(client, flow_run.id)
-        if now is not None and (now.run_count > flow_run.run_count or not _is_over(now)):
+        if now is not None and not _is_over(now):  # `flow_run` may be old: another process may run it by now
             return
         record = Record.read(flow_run.id, client)
     for attempt in [one for one in record.attempts if one.may_cost]:

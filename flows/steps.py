@@ -278,7 +278,7 @@ def _ranked(run: Run, offers: list[Offer]) -> list[Offer]:
             continue
         billing = registry.library(offer.provider).capabilities.billing
         price = billing.cost(offer.price, EXPECTED_STAY_S)
-        given = run.providers.index(ProviderName(offer.provider)) if run.order == "given" else 0
+        given = [str(name) for name in run.providers].index(offer.provider) if run.order == "given" else 0
         ranks.append(((matching.alternative(offer, run.requirements), given, price), offer))
     return [offer for _, offer in sorted(ranks, key=lambda rank: rank[0])]
 
@@ -346,7 +346,14 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
     attempt = run.record.attempts[-1].attempt
     with results.kept(run.id, attempt) as folder:
         result = library.run_job(
-            instance, offer, run.command, run.job, folder, account=account, should_stop=run.stop_reason
+            instance,
+            offer,
+            run.command,
+            run.job,
+            folder,
+            run.requirements,
+            account=account,
+            should_stop=run.stop_reason,
         )
     run.result = result.model_copy(update={"stored_under": results.place(run.id, attempt)})
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome

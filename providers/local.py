@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from providers.core import loopback
 from providers.core.contract import Billing, Capabilities, Provider
-from providers.core.errors import InvalidRequest, NoCapacity, NotFound, ProviderError, Unsupported
+from providers.core.errors import InvalidRequest, NoCapacity, NotFound, ProviderError, Transient, Unsupported
+from providers.core.gpus import gpu_memory_gb, gpu_name
 from providers.core.matching import fits
 from providers.core.models import (
     Availability,
@@ -101,6 +102,8 @@ class Local(Provider[None]):
             raise Unsupported("local runs no container images: leave `image` empty, or take another provider")
         if offer.spot:
             raise Unsupported("local has no spot instances: ask for on-demand")
+        if spec.host_key is None:
+            raise InvalidRequest("local needs a host key for the instance: give LaunchSpec.host_key")
         if spec.options:
             raise InvalidRequest(f"local has no options: leave out {', '.join(sorted(spec.options))}")
         environment: dict[str, str] = {}
@@ -155,7 +158,7 @@ class Local(Provider[None]):
             try:
                 loopback.end(root, instance_id)
             except OSError as error:
-                raise InvalidRequest(f"{instance_id} could not be ended: {error.strerror or error}") from None
+                raise Transient(f"{instance_id} could not be ended: {error.strerror or error}") from None
 
     def _instance(self, machine: loopback.Machine) -> Instance:
         return Instance(
@@ -200,7 +203,8 @@ class Local(Provider[None]):
         for line in self._smi("--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits").splitlines():
             fields = [field.strip() for field in line.split(",")]
             if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
-                kinds.setdefault((gpu_name(fields[1]), round(int(fields[2]) / 1024, 1)), []).append(int(fields[0]))
+                name = gpu_name(fields[1]) or fields[1].removeprefix("NVIDIA ")
+                kinds.setdefault((name, gpu_memory_gb(name, int(fields[2]))), []).append(int(fields[0]))
         if not kinds:
             return None
         (name, memory_gb), indices = max(kinds.items(), key=lambda kind: (kind[0][1] * len(kind[1]), kind[0]))
@@ -243,19 +247,6 @@ class Local(Provider[None]):
         raise InvalidRequest(
             f"no directory for instances can be written ({'; '.join(reasons)}): make one of them writable"
         )
-
-
-def gpu_name(reported: str) -> str:
-    """`H100` of `NVIDIA H100 80GB HBM3`, `RTX4090` of `NVIDIA GeForce RTX 4090`: as price lists write it."""
-    words = re.sub(r"^(NVIDIA|Tesla|Quadro|GeForce)\s+", "", reported.strip())
-    words = re.sub(r"^(NVIDIA|Tesla|Quadro|GeForce)\s+", "", words)
-    parts = [
-        part
-        for part in re.split(r"[\s-]+", words)
-        if not re.fullmatch(r"\d+GB|PCIe|PCIE|SXM\d?|HBM\d\w?|Generation|Edition|Laptop|GPU|Server|Workstation", part)
-    ]
-    name = "".join(parts)
-    return name[3:] if re.fullmatch(r"RTXA\d{4}", name) else name
 
 
 def _refuse_other_systems() -> None:

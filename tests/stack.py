@@ -17,7 +17,7 @@ from uuid import UUID
 import httpx
 
 ROOT = Path(__file__).parents[1]
-POOL = "prefect-gpu-tests"
+POOL = "gpu-tests"  # names that begin with "prefect" are reserved by the server
 
 
 class Stack:
@@ -37,7 +37,6 @@ class Stack:
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PYTHONPATH": str(ROOT),
-            "XDG_STATE_HOME": str(folder / "state"),
         }
         self.client = httpx.Client(base_url=self.api, timeout=30)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -134,9 +133,8 @@ class Stack:
         return False
 
     def _spawn(self, name: str, *arguments: str) -> None:
-        log = (self.folder / f"{name}.log").open("wb")
-        self._processes.append(
-            subprocess.Popen(
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
                 env=self.env,
@@ -145,7 +143,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        )
+        self._processes.append(process)
 
     def _tail(self) -> str:
         return (self.folder / "worker.log").read_text(errors="replace")[-3000:]

@@ -1,16 +1,21 @@
-"""Prices: gpuhunt's in, our offers out, in a millisecond; the only module that reads gpuhunt."""
+"""Offers from the newest prices that this machine has, in a millisecond, and why there are none."""
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from providers.core import prices
-from providers.core.errors import Unsupported
+from providers.core.errors import Transient, Unsupported
 from providers.core.models import GpuRequest, Offer, Requirements, Spot
-from providers.core.snapshot import Filters, Found, Snapshot
+from providers.core.places import place
+from providers.core.snapshot import Filters, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
+
+    from gpuhunt import CatalogItem  # pyright: ignore[reportMissingTypeStubs] - gpuhunt is typed and does not say so
 
 
 class NoPrices(Unsupported):
@@ -32,10 +37,10 @@ def offers(
     nothing: `min_cuda`, `network`, and zones where prices are by region. Raises NoPrices where there is no snapshot.
     """
     snapshot = _snapshot(provider)
-    found: dict[Found, None] = {}
-    for request in requirements.gpu or (None,):
-        found |= dict.fromkeys(snapshot.find(filters(requirements, request, allowed_flags), limit))
-    return snapshot.offers(found)
+    found = [
+        snapshot.find(filters(requirements, request, allowed_flags), limit) for request in requirements.gpu or (None,)
+    ]
+    return snapshot.offers(found[0] if len(found) == 1 else dict.fromkeys(chain(*found)))
 
 
 def filters(
@@ -72,14 +77,14 @@ def filters(
 def query(asked: Filters, providers: Sequence[str] | None = None, limit: int | None = None) -> list[Offer]:
     """All offers of these providers (None: of all that have a snapshot) that pass, by price; or the cheapest `limit`."""
     names = prices.providers() if providers is None else list(dict.fromkeys(providers))
-    snapshots = [(name, _snapshot(name)) for name in names]
-    merged = sorted(
-        (found.price, name, found.kind, found.place)
-        for name, snapshot in snapshots
-        for found in snapshot.find(asked, limit)
-    )[:limit]
-    by_name = dict(snapshots)
-    return [by_name[name].offer(Found(price, kind, place)) for price, name, kind, place in merged]
+    snapshots = [_snapshot(name) for name in names]
+    if limit is not None:  # what is cheap in one may be dear beside the others: only the winners become offers
+        best = sorted(
+            (found[0], n, found) for n, snapshot in enumerate(snapshots) for found in snapshot.find(asked, limit)
+        )
+        return [snapshots[n].offers([found])[0] for _, n, found in best[:limit]]
+    answers = (snapshot.offers(snapshot.find(asked)) for snapshot in snapshots)
+    return sorted(chain(*answers), key=attrgetter("price"))
 
 
 def _snapshot(provider: str) -> Snapshot:
@@ -94,3 +99,48 @@ def _snapshot(provider: str) -> Snapshot:
 def _version(number: float) -> tuple[int, int]:
     major, _, minor = f"{number:.1f}".partition(".")
     return int(major), int(minor)
+
+
+def online(provider: str, **credentials: str | None) -> list[Offer]:
+    """What gpuhunt's collector of an online provider (`vastai`, `vultr` ...) finds now, for a driver's `collect_prices`.
+
+    Raises Unsupported for a provider that gpuhunt does not ask, Transient when the provider does not answer as gpuhunt expects.
+    """
+    from importlib import import_module
+
+    # Imported here because it takes 0.2 s.
+    from gpuhunt._internal.default import (  # pyright: ignore[reportMissingTypeStubs] - gpuhunt is typed and does not say so
+        ONLINE_PROVIDER_MODULES,
+    )
+
+    modules = {module.rpartition(".")[2]: (module, name) for module, name in ONLINE_PROVIDER_MODULES}
+    if provider not in modules:
+        raise Unsupported(f"gpuhunt does not ask {provider} for prices: its driver needs a collect_prices of its own")
+    module, name = modules[provider]
+    try:
+        items = getattr(import_module(module), name)(**credentials).get()
+    except Exception as failure:  # gpuhunt lets out whatever happens to it: KeyError, requests' own, ValueError
+        raise Transient(f"gpuhunt's collector of {provider} failed: {type(failure).__name__}") from failure
+    return [_from_item(item) for item in items]
+
+
+def _from_item(item: CatalogItem) -> Offer:
+    where = place(item.provider, item.location)
+    return Offer.model_construct(  # not checked: that is the gates' part, and a wrong row must not hide the others
+        provider=item.provider,
+        instance_type=item.instance_name,
+        region=where.region,
+        zone=where.zone,
+        country=where.country,
+        price=item.price,
+        spot=item.spot,
+        cpu=item.cpu,
+        memory_gb=item.memory,
+        disk_gb=item.disk_size,
+        arch={"x86": "x86_64", "arm": "arm64"}[item.cpu_arch.value],
+        gpu_name=item.gpu_name,
+        gpu_count=item.gpu_count,
+        gpu_memory_gb=item.gpu_memory,
+        gpu_vendor=item.gpu_vendor.value if item.gpu_vendor else None,
+        raw={**item.provider_data, **({"flags": item.flags} if item.flags else {})},
+    )

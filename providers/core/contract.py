@@ -16,7 +16,7 @@ from providers.core.errors import Unsupported
 from providers.core.models import Instance, InstanceState, LaunchSpec, Listing, Model, Offer, Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 C = TypeVar("C")
 
@@ -141,6 +141,13 @@ class Provider(ABC, Generic[C]):
         """Many at once, where the vendor takes many; else one by one."""
         for instance_id in instance_ids:
             self.terminate_instance(instance_id)
+
+    def collect_prices(self) -> Iterable[Offer] | None:
+        """All that this provider sells, for the catalog, where its own price list says more than gpuhunt's; None: gpuhunt's is taken.
+
+        Called by the scheduled refresh, with no instance in sight; Transient and the like keep the last good snapshot.
+        """
+        return None
 
     def missing_rights(self) -> list[str]:
         """What these credentials may not do and should, in the vendor's terms; by the cheapest harmless calls.

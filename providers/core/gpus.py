@@ -267,7 +267,7 @@ def _unknown(written: str) -> str:
 
 
 def _nearest(squashed: str, names: dict[str, str]) -> list[str]:
-    from rapidfuzz import fuzz
+    from rapidfuzz import fuzz  # 50 ms that only a misspelled name costs
 
     longer = [name for key, name in names.items() if squashed and key.startswith(squashed)]
     if 0 < len(longer) <= 3:
@@ -301,7 +301,7 @@ def _refuse_impossible_memory(names: tuple[str, ...], asked: _Memory, text: str)
 
 
 def _names_in_snapshots() -> list[str]:
-    from providers.core import prices
+    from providers.core import prices  # opened only for a name that is not known here
 
     return prices.gpu_names()
 

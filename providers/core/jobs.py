@@ -144,10 +144,10 @@ class Machine:
             wrap=wrap.run if wrap else "",
             clean=wrap.clean_up if wrap else "",
         )
-        done = self._persist(lambda link: _execute(link, program, b"", 30.0, should_stop), should_stop, LOST_AFTER_S)
+        done = self.persist(lambda link: _execute(link, program, b"", 30.0, should_stop), should_stop, LOST_AFTER_S)
         answer = done.stdout.decode(errors="replace").strip()
         if done.exit_code != 0 or answer not in {"started", "attached"}:
-            raise InstanceFailed(f"the machine cannot start a job: {done.stderr.strip() or f'exit {done.exit_code}'}")
+            raise InstanceFailed(f"the machine cannot start a job: {done.problem}")
         return answer == "started"
 
     def follow(
@@ -177,7 +177,7 @@ class Machine:
                 should_stop,
             )
 
-        return self._persist(attach, should_stop, lost_after_s, on_link)
+        return self.persist(attach, should_stop, lost_after_s, on_link)
 
     def cancel(self, job: JobSpec, should_stop: ShouldStop = never, *, timeout_s: float = 20.0) -> Ended:
         """End the job and all that it started; one that never started will not start any more.
@@ -189,7 +189,7 @@ class Machine:
         program = supervisor.cancel_program(
             self.root, checked_id(job.id), grace_s=self._grace_s, clean=wrap.clean_up if wrap else ""
         )
-        done = self._persist(
+        done = self.persist(
             lambda link: _execute(link, program, b"", self._grace_s + 60.0, should_stop),
             should_stop,
             timeout_s,
@@ -266,14 +266,17 @@ class Machine:
     def _wrapped(self, job: JobSpec) -> Wrap | None:
         return self._wrap(job) if self._wrap is not None else None
 
-    def _persist(
+    def persist(
         self,
         step: Callable[[Connection], T],
         should_stop: ShouldStop,
         lost_after_s: float,
         on_link: Callable[[str], object] | None = None,
     ) -> T:
-        """A step that may be repeated, repeated on new connections until it is through."""
+        """A step that may be repeated, repeated on new connections until it is through.
+
+        Raises what the step raises, but LinkLost only when the machine was out of reach for `lost_after_s`; Stopped.
+        """
         lost_since: float | None = None
         pause = _FIRST_PAUSE_S
         while True:

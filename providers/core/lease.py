@@ -38,6 +38,8 @@ class Lease(Model):
         if deadline.tzinfo is None:
             raise ValueError("a deadline needs a time zone")
         minutes = int(-(-deadline.timestamp() // 60))  # up: a lease never ends before what was promised
+        if not 0 <= minutes < 36**5:
+            raise ValueError("a lease ends between 1970 and 2084: give the job a shorter timeout")
         return datetime.fromtimestamp(minutes * 60, UTC)
 
     @property

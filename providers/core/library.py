@@ -23,8 +23,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from blocks.realm import GpuRealm
-from providers.core import accounts, files, images, joblog, keys, machine_check, orders
-from providers.core.aside import Stopped, never
+from providers.core import accounts, images, keys, orders, running, shared_prices
+from providers.core.aside import never
 from providers.core.contract import Capabilities, Connection, Provider
 from providers.core.errors import InstanceFailed, RateLimited, Transient, Unsupported
 from providers.core.jobs import Machine, Wrap
@@ -49,7 +49,6 @@ R = TypeVar("R")
 
 FILES_S: Final = 15 * 60  # of a lease: for files up and down
 RESUMES_S: Final = 30 * 60  # of a lease: for workers that die
-LOG: Final = "job.log"  # the job's whole output, beside the files it brought back
 GIVE_BACK_S: Final = 10.0  # so long a give-back waits for absence beyond the provider's listing lag
 
 
@@ -181,6 +180,8 @@ class TaskLibrary(Generic[C]):
 
     def _fetch_offers(self, requirements: Requirements, account: str = "default") -> list[Offer]:
         """What the provider sells now that fits; empty if nothing."""
+        if self.capabilities.needs_catalog:
+            shared_prices.fetch_newer(self.name)
         return self.driver(account).fetch_offers(requirements)
 
     def _create_instance(
@@ -226,39 +227,36 @@ class TaskLibrary(Generic[C]):
         command: str | tuple[str, ...],
         job: Job,
         folder: Path,
+        requirements: Requirements | None = None,
         tries: int = 1,
         account: str = "default",
         should_stop: Callable[[], str | None] = never,
     ) -> JobResult:
-        """The machine check, files up, the job, its output and files down into `folder`.
-
-        Raises InstanceFailed when the machine is not what the offer promised; Stopped when `should_stop` gave a reason: then the
-        job goes on there. An exit code is a result, not an error.
-        """
+        """The machine check, files up, the job, its output and files down into `folder`; see `running.run_on`."""
         machine = self.machine(instance, account)
-        report = machine_check.check(machine.connection(should_stop), offer)
-        problem = report.problem or self.driver(account).check(instance, machine.connection(should_stop))
-        if problem:
-            raise InstanceFailed(problem)
+        driver = self.driver(account)
+        found = running.check_machine(
+            machine,
+            instance,
+            offer,
+            requirements or Requirements(),
+            lambda: driver.check(instance, machine.connection(should_stop)),
+            should_stop,
+        )
         lease = Lease.parse(instance.name)
+        in_docker = self.capabilities.images == "docker"
         spec = JobSpec(
             id=f"{instance.name}.{tries}",
             command=command,
             env={**instance.env, **job.env},
             secrets=accounts.secrets(job.secrets),
-            image=job.image,
-            registry=accounts.registry(job.registry) if job.registry else None,
+            image=job.image if in_docker else None,
+            registry=accounts.registry(job.registry) if job.registry and in_docker else None,
             working_directory=job.working_directory,
             timeout_s=job.timeout_s,
             deadline=lease.deadline if lease else None,
         )
-        files.upload(machine, spec.id, job, Path.cwd(), should_stop=should_stop)
-        with joblog.posting() as post:
-            result = machine.run(spec, folder / LOG, post.output, should_stop, on_link=post.note)
-        if result is None:
-            raise Stopped(should_stop() or "stopped")
-        outputs = files.download(machine, spec.id, job.outputs, folder, should_stop=should_stop)
-        return result.model_copy(update={"machine": report, "outputs": outputs, "log_cut_at": post.cut_at})
+        return running.run_on(machine, spec, job, folder, should_stop).model_copy(update=found)
 
     def _get_instance(self, instance_id: str, account: str = "default") -> Instance:
         """The instance as its provider sees it now."""

@@ -7,107 +7,10 @@ its CUDA version is not left out (the machine check looks before the job starts)
 from __future__ import annotations
 
 import re
-from typing import Final
 
+from providers.core.accelerators import find
+from providers.core.gpus import gpu_name
 from providers.core.models import GpuRequest, Offer, Requirements, Spot
-
-# NVIDIA's table, https://developer.nvidia.com/cuda-gpus, by the names that price lists use.
-COMPUTE_CAPABILITY: Final[dict[str, float]] = {
-    "b300": 10.3,
-    "gb300": 10.3,
-    "b200": 10.0,
-    "gb200": 10.0,
-    "h100": 9.0,
-    "h100nvl": 9.0,
-    "h200": 9.0,
-    "h200nvl": 9.0,
-    "h20": 9.0,
-    "h800": 9.0,
-    "gh200": 9.0,
-    "l4": 8.9,
-    "l40": 8.9,
-    "l40s": 8.9,
-    "rtx4000ada": 8.9,
-    "rtx4500ada": 8.9,
-    "rtx5000ada": 8.9,
-    "rtx5880ada": 8.9,
-    "rtx6000ada": 8.9,
-    "rtx2000ada": 8.9,
-    "rtx4060": 8.9,
-    "rtx4060ti": 8.9,
-    "rtx4070": 8.9,
-    "rtx4070s": 8.9,
-    "rtx4070super": 8.9,
-    "rtx4070ti": 8.9,
-    "rtx4070tis": 8.9,
-    "rtx4070tisuper": 8.9,
-    "rtx4080": 8.9,
-    "rtx4080s": 8.9,
-    "rtx4080super": 8.9,
-    "rtx4090": 8.9,
-    "rtx4090d": 8.9,
-    "rtx5060": 12.0,
-    "rtx5060ti": 12.0,
-    "rtx5070": 12.0,
-    "rtx5070ti": 12.0,
-    "rtx5080": 12.0,
-    "rtx5090": 12.0,
-    "rtxpro4000": 12.0,
-    "rtxpro4500": 12.0,
-    "rtxpro5000": 12.0,
-    "rtxpro6000": 12.0,
-    "rtxpro6000maxq": 12.0,
-    "rtxpro6000wk": 12.0,
-    "a2": 8.6,
-    "a10": 8.6,
-    "a10g": 8.6,
-    "a16": 8.6,
-    "a40": 8.6,
-    "a2000": 8.6,
-    "a4000": 8.6,
-    "a4500": 8.6,
-    "a5000": 8.6,
-    "a6000": 8.6,
-    "rtx3050": 8.6,
-    "rtx3060": 8.6,
-    "rtx3060ti": 8.6,
-    "rtx3070": 8.6,
-    "rtx3070ti": 8.6,
-    "rtx3080": 8.6,
-    "rtx3080ti": 8.6,
-    "rtx3090": 8.6,
-    "rtx3090ti": 8.6,
-    "a100": 8.0,
-    "a30": 8.0,
-    "a800": 8.0,
-    "t4": 7.5,
-    "t4g": 7.5,
-    "rtx4000": 7.5,
-    "rtx5000": 7.5,
-    "rtx6000": 7.5,
-    "rtx8000": 7.5,
-    "rtx2060": 7.5,
-    "rtx2070": 7.5,
-    "rtx2080": 7.5,
-    "rtx2080ti": 7.5,
-    "gtx1650": 7.5,
-    "gtx1660": 7.5,
-    "v100": 7.0,
-    "titanv": 7.0,
-    "p100": 6.0,
-    "p4": 6.1,
-    "p40": 6.1,
-    "gtx1050": 6.1,
-    "gtx1050ti": 6.1,
-    "gtx1060": 6.1,
-    "gtx1070": 6.1,
-    "gtx1070ti": 6.1,
-    "gtx1080": 6.1,
-    "gtx1080ti": 6.1,
-    "m40": 5.2,
-    "m60": 5.2,
-    "k80": 3.7,
-}
 
 _ROUNDING_GB = 0.5  # 80 GB asked, 79.65 GB by nvidia-smi: the same GPU
 
@@ -191,16 +94,29 @@ def _gpu(offer: Offer, requirements: Requirements) -> str | None:
     if requirements.gpu_vendor is not None and (not has_gpu or offer.gpu_vendor != requirements.gpu_vendor):
         return f"its GPU is not from {requirements.gpu_vendor}"
     if requirements.min_compute_capability is not None:
-        has = COMPUTE_CAPABILITY.get(normalised(offer.gpu_name)) if offer.gpu_name and has_gpu else None
-        if has is None or has < requirements.min_compute_capability:
-            return f"its compute capability is {has or 'not known'}, {requirements.min_compute_capability:g} needed"
+        has = _compute_capability(offer) if has_gpu else None
+        if has is None or has < _version(requirements.min_compute_capability):
+            said = f"{has[0]}.{has[1]}" if has else "not known"
+            return f"its compute capability is {said}, {requirements.min_compute_capability:g} needed"
     if requirements.min_cuda is not None:
         if not has_gpu or offer.gpu_vendor not in (None, "nvidia"):
             return "it has no CUDA"
         cuda = offer.raw.get("cuda")  # the newest that its driver runs, where the provider says so
-        if isinstance(cuda, int | float) and cuda < requirements.min_cuda:
+        if isinstance(cuda, int | float) and _version(cuda) < _version(requirements.min_cuda):
             return f"its driver runs CUDA {cuda:g}, {requirements.min_cuda:g} needed"
     return None
+
+
+def _compute_capability(offer: Offer) -> tuple[int, int] | None:
+    name = offer.gpu_name or ""
+    known = find(name) or find(gpu_name(name) or "")
+    return known.compute_capability if known else None
+
+
+def _version(number: float) -> tuple[int, int]:
+    """12.4 is version 12.4, and 12.10 cannot be told from 12.1: NVIDIA has had no tenth minor version of either number."""
+    major, _, minor = f"{number:g}".partition(".")
+    return int(major), int(minor or 0)
 
 
 def _matches(offer: Offer, request: GpuRequest) -> bool:

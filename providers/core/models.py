@@ -257,7 +257,6 @@ class Instance(Model):
     ssh: SshEndpoint | None = None
     reason: str = ""  # the provider's own words for the state, where they matter
     price: float | None = None  # USD per hour, where the provider says it
-    env: dict[str, str] = Field(default_factory=dict)  # what its jobs need: CUDA_VISIBLE_DEVICES of a slice
     spot: bool = False
     env: dict[str, str] = Field(default_factory=dict)  # what jobs there must see: the GPUs of a slice
     raw: dict[str, Any] = Field(default_factory=dict)

@@ -21,6 +21,16 @@ class Finished(NamedTuple):
     stdout: bytes
     stderr: str
 
+    @property
+    def problem(self) -> str:
+        """What went wrong, in the machine's words, in one line."""
+        return one_line(self.stderr, self.exit_code)
+
+
+def one_line(stderr: str, exit_code: int) -> str:
+    """What a script said about its failure, in one line of bounded length."""
+    return "; ".join(stderr.split("\n")).strip("; ")[:500] or f"exit {exit_code}"
+
 
 class ScriptChannel:
     """A running script: stdin, stdout and stderr are the script's own, without what the login shell printed before."""

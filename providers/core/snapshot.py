@@ -265,12 +265,16 @@ _GPU_CONDITIONS: Final = {
 }
 
 
-class Found(NamedTuple):
-    """A match, before an Offer is made of it."""
+class Cheapest(NamedTuple):
+    """The cheapest offer of a GPU: USD per GPU-hour, what and where."""
 
     price: float
-    kind: int
-    place: int
+    instance_type: str
+    region: str
+
+
+# A match before an Offer is made of it: price, kind, place.
+Found = tuple[float, int, int]
 
 
 class Snapshot:
@@ -327,26 +331,62 @@ class Snapshot:
             row.append("price <= :max_price")
         where = " AND ".join([f"kind IN ({kinds})", *row])
         sql = f"SELECT price, kind, place FROM {source} WHERE {where} ORDER BY price, kind, place LIMIT :limit"  # noqa: S608 - only texts from the tables above
-        return list(map(Found._make, self._db.execute(sql, values)))
+        return self._db.execute(sql, values).fetchall()
 
     def offers(self, found: Iterable[Found]) -> list[Offer]:
-        """Offers of what `find` found."""
-        return list(map(self.offer, found))
+        """Offers of what `find` found: what `Offer.model_construct` does, in a seventh of its time.
 
-    def offer(self, found: Found) -> Offer:
-        """The offer of something that `find` found."""
-        price, kind, place = found
-        if kind not in self._of_kind:
-            self._of_kind[kind] = self._kind(kind)
-        fields, raw = self._of_kind[kind]
-        # Each has a `raw` of its own: offers are shared by nobody.
-        return _offer({**fields, **self._of_place[place], "price": price, "raw": json.loads(raw) if raw else {}})
+        Checked they were when they were published.
+        """
+        made: list[Offer] = []
+        new, assign = Offer.__new__, object.__setattr__
+        of_kind, of_place = self._of_kind, self._of_place
+        for price, kind, place in found:
+            if kind not in of_kind:
+                of_kind[kind] = self._kind(kind)
+            fields, raw = of_kind[kind]
+            offer = new(Offer)
+            values = {**fields, **of_place[place]}
+            values["price"] = price
+            values["raw"] = json.loads(raw) if raw else {}  # each has its own: offers are shared by nobody
+            assign(offer, "__dict__", values)
+            assign(offer, "__pydantic_fields_set__", _ALL_FIELDS)
+            assign(offer, "__pydantic_extra__", None)
+            assign(offer, "__pydantic_private__", None)
+            made.append(offer)
+        return made
 
     def all(self) -> Iterable[Price]:
         """Everything that is in it, as it was collected."""
         kinds = {row[0]: _kind_of(row[1:]) for row in self._db.execute(f"SELECT id, {_KIND_COLUMNS} FROM kind")}  # noqa: S608 - column names
         for kind, price, place in self._db.execute("SELECT kind, price, place FROM price"):
             yield Price(kinds[kind], self._places[place], price)
+
+    def cheapest_gpus(self) -> dict[tuple[str, bool], Cheapest]:
+        """GPU and whether it is spot -> its cheapest offer per GPU-hour."""
+        kinds = self._db.execute(
+            "SELECT id, gpu_name, spot, min(cheapest / gpu_count), cheapest, instance_type FROM kind WHERE gpu_count > 0"
+            " GROUP BY gpu_name, spot"
+        ).fetchall()
+        found: dict[tuple[str, bool], Cheapest] = {}
+        for number, gpu, spot, per_gpu, price, name in kinds:
+            (place,) = self._db.execute(
+                "SELECT place FROM price WHERE kind = ? AND price = ? LIMIT 1", (number, price)
+            ).fetchone()
+            found[gpu, bool(spot)] = Cheapest(per_gpu, name, self._places[place].region)
+        return found
+
+    def gpu_counts(self, filters: Filters) -> set[int]:
+        """How many GPUs the machines have that pass, whatever they cost and wherever they are."""
+        conditions, values = self._kind_conditions(filters)
+        sql = f"SELECT DISTINCT gpu_count FROM kind WHERE {conditions}"  # noqa: S608 - only texts from the tables above
+        return {count for (count,) in self._db.execute(sql, values)}
+
+    def largest_gpu_memory(self, filters: Filters) -> float:
+        """GB of the largest GPU that passes; 0 if none does."""
+        conditions, values = self._kind_conditions(filters)
+        sql = f"SELECT coalesce(max(gpu_memory_gb), 0) FROM kind WHERE {conditions}"  # noqa: S608 - only texts from the tables above
+        return float(self._db.execute(sql, values).fetchone()[0])
 
     def _read_about(self) -> About:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
@@ -414,13 +454,3 @@ _ALL_FIELDS: Final = set(Offer.model_fields)
 def _kind_of(row: tuple[Any, ...]) -> Kind:
     kind = Kind(*row)
     return kind._replace(spot=bool(kind.spot), flags=tuple(str(kind.flags).split()))
-
-
-def _offer(fields: dict[str, Any]) -> Offer:
-    """What `Offer.model_construct(**fields)` does, in a seventh of its time: these rows were checked when they were published."""
-    offer = Offer.__new__(Offer)
-    object.__setattr__(offer, "__dict__", fields)
-    object.__setattr__(offer, "__pydantic_fields_set__", _ALL_FIELDS)
-    object.__setattr__(offer, "__pydantic_extra__", None)
-    object.__setattr__(offer, "__pydantic_private__", None)
-    return offer

@@ -25,7 +25,7 @@ import shlex
 _MEMBERS = r"""
 members() {
     found=' '
-    for f in $(grep -lsF -e "$token" /proc/[0-9]*/environ 2>/dev/null); do
+    for f in $(grep -lszF -e "$token" /proc/[0-9]*/environ 2>/dev/null); do
         f=${f#/proc/}
         found="$found${f%/environ} "
     done

@@ -17,6 +17,7 @@ Long because the vendor and its driver are read together: one is the meaning of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
+from providers.core import loopback
 from providers.core.contract import Billing, Capabilities, Provider
 from providers.core.errors import (
     AuthFailed,
@@ -49,6 +51,7 @@ from providers.core.models import (
     Availability,
     Instance,
     InstanceState,
+    KeyPair,
     LaunchSpec,
     Leftover,
     Listing,
@@ -542,7 +545,7 @@ class ReferenceCloud:
         status = self._status(row, at)
         address = self._address(row) if status == "up" else None
         if status == "up" and address is None:
-            status = "booting"
+            status = "booting"  # its SSH server is not up
         return {
             "id": row["id"],
             "name": row["name"],
@@ -559,18 +562,55 @@ class ReferenceCloud:
     def _address(self, row: sqlite3.Row) -> dict[str, Any] | None:
         if not self.terms.has_ssh:
             return {"host": "192.0.2.1", "port": 22, "user": "root"}  # TEST-NET-1: answers nobody
-        return None
+        machine = loopback.read(self._machines, _machine_name(row))
+        if machine is None or machine.state is not InstanceState.RUNNING:
+            return None
+        return {"host": "127.0.0.1", "port": machine.port, "user": machine.user}
+
+    @property
+    def _machines(self) -> Path:
+        """Where the loopback machines of this cloud live."""
+        if self.path is None:
+            raise RuntimeError("a cloud with SSH needs a path")
+        return self.path.with_name(self.path.name + ".machines")
 
     def _settle(self) -> None:
-        """Disks go with their instances."""
+        """What the cloud does by itself: machines boot and end, disks go with their instances."""
         now = self.now()
-        with self._transaction():
-            for row in self._db.execute("SELECT * FROM orders WHERE is_settled = 0").fetchall():
-                if self._end_of(row, now) is None:
-                    continue
-                self._db.execute("UPDATE orders SET is_settled = 1 WHERE id = ?", (row["id"],))
+        has_ssh = self.terms.has_ssh
+        for row in self._rows("SELECT * FROM orders WHERE is_settled = 0"):
+            status = self._status(row, now)
+            if self._end_of(row, now) is None:
+                if has_ssh and status == "up" and self._address(row) is None:
+                    self._boot(row)
+                continue
+            if has_ssh:
+                loopback.end(self._machines, _machine_name(row))
+            with self._transaction():
+                if status == "ended":  # what was reclaimed is still to be given back
+                    self._db.execute("UPDATE orders SET is_settled = 1 WHERE id = ?", (row["id"],))
                 if not row["leaves_disk"]:
                     self._db.execute("DELETE FROM disks WHERE instance = ?", (row["id"],))
+
+    def _boot(self, row: sqlite3.Row) -> None:
+        """Start its machine; the same order from every process, so that two that start it start one."""
+        cloud = self._cloud_row()
+        body = json.loads(row["body"])
+        if body.get("host_key") is None:
+            return  # ordered by hand
+        end = row["deadline"] or row["ordered_at"] + 24 * 3600
+        if row["fate"] in {"interrupted", "vanishes"}:
+            end = min(end, row["fate_at"])
+        if not cloud["is_stopped"]:
+            end -= cloud["clock"]  # what the cloud's clock is ahead of the machine's
+        spec = LaunchSpec(
+            name=_machine_name(row),
+            deadline=datetime.fromtimestamp(int(end) + 1, UTC),
+            client_public_key=body["key"],
+            host_key=KeyPair(private=SecretStr(body["host_key"]), public=body["host_key_public"]),
+        )
+        with contextlib.suppress(loopback.Exists):  # another process booted it in this moment
+            loopback.start(self._machines, spec)
 
     def _by_id(self, instance_id: str) -> sqlite3.Row | None:
         return next(iter(self._rows("SELECT * FROM orders WHERE id = ?", (instance_id,))), None)
@@ -596,6 +636,10 @@ class ReferenceCloud:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+def _machine_name(row: sqlite3.Row) -> str:
+    return f"{row['id']}-{row['name']}"
 
 
 _FATES = frozenset(Fate.__args__)  # type: ignore[attr-defined]  # a Literal's values

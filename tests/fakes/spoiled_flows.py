@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from providers.local import Local
-
 import providers as registry
 from flows import provision as provision_module
 from flows import steps
 from providers.core.library import TaskLibrary
 from providers.core.models import Instance, LaunchSpec, Offer
+from providers.local import Local
 
 
 class SlowToAnswer(Local):

@@ -20,9 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import asyncssh
+
 from providers.core.contract import Connection
 from providers.core.keys import derive
 from providers.core.models import KeyPair, SshEndpoint
+from providers.core.remote import connect
 
 SSHD = "/usr/sbin/sshd"
 
@@ -36,8 +39,6 @@ class Server(NamedTuple):
     pid: int
 
     def connect(self, **options: object) -> Connection:
-        from providers.core.remote import connect
-
         return connect(self.endpoint, self.client_key, self.host_key.public, **options)  # type: ignore[arg-type]
 
 
@@ -160,8 +161,6 @@ def _await_port(host: str, port: int, process: subprocess.Popen[bytes], log: Pat
 
 
 async def _serve() -> None:
-    import asyncssh
-
     keys = json.loads(await asyncio.to_thread(sys.stdin.readline))
     may_log_in = asyncssh.import_authorized_keys(keys["client"] + "\n")
 

@@ -152,7 +152,10 @@ class SshdHost:
         return f"/{self._netns}" if process.joinpath("ns/net").stat().st_ino == mine else ""
 
     def _environment(self) -> dict[str, str]:
-        return {"PATH": f"{self.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.home)}
+        return {
+            "PATH": f"{self.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.home),
+        }
 
     def _lay_out(self) -> None:
         for part in (self.home / ".ssh", self.bin, self.folder / "var-tmp", self.folder / "worker"):
@@ -255,5 +258,3 @@ def _forget_the_dead() -> None:
                 os.kill(int(parts[1]), 0)
                 continue
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-

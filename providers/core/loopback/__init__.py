@@ -100,6 +100,8 @@ def start(root: Path, spec: LaunchSpec, environment: Mapping[str, str] | None = 
 
     Its jobs see `environment` beside PATH, HOME, USER, LOGNAME, SHELL and LANG. It accepts connections when this returns; its SSH server answers them as soon as it is up.
     """
+    if spec.host_key is None:
+        raise ValueError("a loopback machine needs its host key")
     directory = root / spec.name
     draft = root / f"{_NEW}{spec.name}-{secrets.token_hex(4)}"
     (draft / "home").mkdir(parents=True, mode=0o700)
@@ -144,7 +146,7 @@ def _start_again(root: Path, spec: LaunchSpec, environment: Mapping[str, str]) -
 def read(root: Path, name: str) -> Machine | None:
     """The machine of this name, or None."""
     directory = root / name
-    written = _written(directory) if name and "/" not in name and not name.startswith(".") else None
+    written = _written(directory) if _is_name(name) and not name.startswith(".") else None
     if written is None:
         return None
     state, reason = _state(directory)
@@ -182,14 +184,14 @@ def leftovers(root: Path, prefix: str) -> list[tuple[str, str]]:
 def end(root: Path, name: str) -> None:
     """End a machine with everything it started and remove its files; or remove a leftover. Returns when done, or after 2 s."""
     directory = root / name
-    if not name or "/" in name or name in {".", ".."}:
+    if not _is_name(name):
         return
     if name.startswith(_GONE):
         keeper.remove(directory)
         return
     try:
         (directory / "ending").touch()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     written = _written(directory)
     if written is not None and not _is_visible(written, directory):
@@ -206,8 +208,8 @@ def end(root: Path, name: str) -> None:
         elif not _is_locked(directory) and not _is_locked(gone):
             # Nobody keeps it: it was cut off halfway, its keeper was killed, or this host was restarted.
             if keeper.end_marked(directory, within_s=_END_WITHIN_S):
-                keeper.remove(directory)
                 keeper.remove(gone)
+                keeper.remove(directory)
             return
         time.sleep(0.005)
 
@@ -218,8 +220,13 @@ def end(root: Path, name: str) -> None:
 def _entries(root: Path) -> list[str]:
     try:
         return os.listdir(root)  # noqa: PTH208  # names only
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_name(name: str) -> bool:
+    """Whether it names an entry of a directory, and not a way out of it."""
+    return name not in {"", ".", ".."} and "/" not in name and "\0" not in name
 
 
 def _written(directory: Path) -> _Written | None:
@@ -348,7 +355,7 @@ def _run_keeper(directory: Path, spec: LaunchSpec, environment: Mapping[str, str
         "home": str(home),
         "deadline": spec.deadline.timestamp(),
         "client_key": spec.client_public_key,
-        "host_key": spec.host_key.private.get_secret_value() if spec.host_key else None,
+        "host_key": spec.host_key.private.get_secret_value() if spec.host_key else "",
         "user": user_name(),
         "lock": lock,
         "socket": listener,

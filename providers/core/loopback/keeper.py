@@ -233,7 +233,7 @@ def _serve(order: dict[str, Any], keeper: int) -> None:
             _load_server().serve(order, lambda: end_marked(Path(order["directory"]), within_s=10))
         status = 0
     except BaseException:  # noqa: BLE001  # a forked child must never go on as its parent
-        import traceback  # noqa: PLC0415  # costs milliseconds that only a failure pays
+        import traceback  # costs milliseconds that only a failure pays
 
         traceback.print_exc()
     finally:

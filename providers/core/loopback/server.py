@@ -34,6 +34,7 @@ _HIGH_WATER: Final = 1024 * 1024
 # Bytes, seconds: paramiko loses a channel that closes during a rekey (its issue 822), and no machine of ours lives so long.
 _NO_REKEY: Final = 1 << 50
 _F_SETPIPE_SZ: Final = 1031
+_STDERR: Final = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
 
 
 def serve(order: dict[str, Any], end_rest: Callable[[], object]) -> None:
@@ -47,11 +48,7 @@ async def _serve(order: dict[str, Any], end_rest: Callable[[], object]) -> None:
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     loop.add_signal_handler(signal.SIGCHLD, _Command.reap)
     allowed = asyncssh.import_public_key(order["client_key"])
-    host_key = (
-        asyncssh.import_private_key(order["host_key"])
-        if order["host_key"]
-        else asyncssh.generate_private_key("ssh-ed25519")
-    )
+    host_key = asyncssh.import_private_key(order["host_key"])
     await asyncssh.create_server(
         lambda: _Server(order, allowed),
         sock=socket.socket(fileno=order["socket"]),
@@ -88,7 +85,7 @@ class _Server(asyncssh.SSHServer):
         if transport is not None:
             transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def begin_auth(self, username: str) -> bool:
+    def begin_auth(self, username: str) -> bool:  # noqa: ARG002  # asyncssh's signature
         return True
 
     def public_key_auth_supported(self) -> bool:
@@ -120,7 +117,7 @@ class _Command(asyncssh.SSHServerSession[bytes]):
     # --- the channel's events ----------------------------------------------------------------------------------------
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
-        self._channel = chan
+        self._channel: Any = chan  # its type hints are partly missing
         chan.set_write_buffer_limits(_HIGH_WATER, _HIGH_WATER // 2)
 
     def shell_requested(self) -> bool:
@@ -129,13 +126,14 @@ class _Command(asyncssh.SSHServerSession[bytes]):
     def exec_requested(self, command: str) -> bool:
         return "\0" not in command and self._start(["/bin/sh", "-c", command])
 
-    def data_received(self, data: bytes, datatype: int | None) -> None:
+    def data_received(self, data: bytes, datatype: int | None) -> None:  # noqa: ARG002  # asyncssh's signature
         if self._stdin is None:
             return  # the command closed it, or ended: what comes now is for nobody
         if not self._unwritten:
-            data = data[self._write(data) :]
-            if not data or self._stdin is None:
+            written = self._write(data)
+            if written is None or written == len(data):
                 return
+            data = data[written:]
             self._loop.add_writer(self._stdin, self._feed)
             self._channel.pause_reading()
         self._unwritten += data
@@ -159,7 +157,7 @@ class _Command(asyncssh.SSHServerSession[bytes]):
         if number is not None:
             self._signal_group(number)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncssh's signature
         """The channel is closed. What still runs in the foreground ends; what left for a session of its own goes on."""
         self._is_closed = True
         self._close_stdin()
@@ -201,7 +199,7 @@ class _Command(asyncssh.SSHServerSession[bytes]):
         self._process = process
         self._by_pid[process.pid] = self
         self._stdin = os.dup(process.stdin.fileno())
-        for stream, datatype in ((process.stdout, None), (process.stderr, asyncssh.EXTENDED_DATA_STDERR)):
+        for stream, datatype in ((process.stdout, None), (process.stderr, _STDERR)):
             descriptor = os.dup(stream.fileno())
             os.set_blocking(descriptor, False)
             self._open[descriptor] = datatype
@@ -228,21 +226,22 @@ class _Command(asyncssh.SSHServerSession[bytes]):
         self._close_output(descriptor)
         self._finish()
 
-    def _write(self, data: bytes | bytearray) -> int:
-        """How much of it the command's stdin took."""
+    def _write(self, data: bytes | bytearray) -> int | None:
+        """How much of it the command's stdin took; None if nobody reads it any more."""
         if self._stdin is None:
-            return 0
+            return None
         try:
             return os.write(self._stdin, data)
         except BlockingIOError:
             return 0
-        except OSError:  # nobody reads any more
+        except OSError:
             self._close_stdin()
-            return 0
+            return None
 
     def _feed(self) -> None:
-        del self._unwritten[: self._write(self._unwritten)]
-        if self._unwritten or self._stdin is None:
+        written = self._write(self._unwritten)
+        del self._unwritten[:written]
+        if self._unwritten or written is None or self._stdin is None:
             return
         self._loop.remove_writer(self._stdin)
         if self._has_all_input:

@@ -1,0 +1,138 @@
+"""Which files there are and which are meant: what an upload takes along, what a pattern of outputs matches. Moves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+import pathspec
+
+from providers.core.errors import InvalidRequest
+
+IGNORE_FILE: Final = ".prefectignore"
+
+# One record an entry: type, size, mode, name, target of a link; ended by NUL twice because a target may be empty.
+# busybox has no -printf: there a name with a newline is left out.
+LIST_PROGRAM: Final = r"""
+cd "$dir/work" || exit 66
+if find . -maxdepth 0 -printf '' 2>/dev/null; then
+    find . -mindepth 1 -printf '%y %s %m %P\0%l\0'
+else
+    find . -mindepth 1 ! -name '*
+*' | while read -r name; do
+        set -- $(stat -c '%s %a' "$name")
+        kind=f link=
+        if [ -L "$name" ]; then kind=l link=$(readlink "$name"); elif [ -d "$name" ]; then kind=d
+        elif [ ! -f "$name" ]; then kind=o; fi
+        printf '%s %s %s %s\0%s\0' $kind "$1" "$2" "${name#./}" "$link"
+    done
+fi
+"""
+
+
+class Entry(NamedTuple):
+    """Something in the job's directory."""
+
+    kind: str  # "f" file, "d" folder, "l" link, else what nobody can copy
+    size: int
+    mode: int
+    name: str  # relative, checked
+    target: str  # of a link
+
+
+def chosen(paths: Iterable[str], base: Path) -> list[str]:
+    """The files, links and empty folders that an upload of these paths takes along, relative to `base`, in order.
+
+    Raises InvalidRequest, in one sentence, for what is not there or leaves the directory.
+    """
+    root = base.resolve()
+    ignored = _ignored(base)
+    found: dict[str, None] = {}
+    for path in paths:
+        refuse_outside(path)
+        name = str(PurePosixPath(path))
+        full = base / name
+        if not os.path.lexists(full):
+            raise InvalidRequest(f"{path!r} is not in {base}: files are paths in the worker's working directory")
+        if not full.resolve().is_relative_to(root):
+            raise InvalidRequest(f"{path!r} is a link that leaves {base}: name a file inside it")
+        if full.is_dir() and (name == "." or not full.is_symlink()):
+            found.update(dict.fromkeys(below(base, "" if name == "." else name, ignored)))
+        else:
+            found[name] = None
+    return list(found)
+
+
+def below(base: Path, folder: str, ignored: pathspec.GitIgnoreSpec | None = None) -> Iterator[str]:
+    """Files, links and empty folders below a folder of `base`, without what is ignored; links are not followed."""
+    names: list[str] = []
+    with os.scandir(base / folder) as entries:
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if ignored is not None and ignored.match_file(name + "/" if is_folder else name):
+                continue
+            if is_folder:
+                names.append(name + "/")
+            elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                names.append(name)
+    if not names and folder:
+        yield folder
+    for name in sorted(names):
+        if name.endswith("/"):
+            yield from below(base, name[:-1], ignored)
+        else:
+            yield name
+
+
+def parse(listing: bytes) -> list[Entry]:
+    """What LIST_PROGRAM printed. Raises InvalidRequest for a name that no honest machine lists."""
+    fields = listing.split(b"\0")
+    entries: list[Entry] = []
+    for head, target in zip(fields[:-1:2], fields[1::2], strict=True):
+        kind, size, mode, name = os.fsdecode(head).split(" ", 3)
+        refuse_outside(name)
+        entries.append(Entry(kind, int(size), int(mode, 8), name, os.fsdecode(target)))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def match(entries: Sequence[Entry], patterns: Sequence[str]) -> tuple[list[Entry], tuple[str, ...]]:
+    """The entries that the patterns mean, and the patterns that mean nothing."""
+    wanted: dict[str, Entry] = {}
+    missing: list[str] = []
+    for pattern in patterns:
+        refuse_outside(pattern)
+        plain = str(PurePosixPath(pattern))
+        if plain == ".":
+            hits = list(entries)
+        else:
+            # gitignore's matcher: with the slash in front a pattern begins in the job's directory, and a folder is all in it.
+            spec = pathspec.GitIgnoreSpec.from_lines(["/" + _escaped(plain)])
+            hits = [entry for entry in entries if spec.match_file(entry.name)]
+        if not hits:
+            missing.append(pattern)
+        wanted.update((entry.name, entry) for entry in hits)
+    return sorted(wanted.values(), key=lambda entry: entry.name), tuple(missing)
+
+
+def refuse_outside(path: str) -> None:
+    """Raises InvalidRequest for a path that leaves the job's directory."""
+    if not path or "\0" in path or path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts:
+        raise InvalidRequest(
+            f"{path!r} leaves the job's directory: write a path inside it, for example results/model.pt"
+        )
+
+
+def _ignored(base: Path) -> pathspec.GitIgnoreSpec | None:
+    try:
+        lines = (base / IGNORE_FILE).read_text(errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        return None
+    return pathspec.GitIgnoreSpec.from_lines(lines)
+
+
+def _escaped(pattern: str) -> str:
+    # A trailing space and a backslash mean something to gitignore and nothing in a path.
+    return pattern.replace("\\", "\\\\").replace(" ", "\\ ")

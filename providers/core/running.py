@@ -1,0 +1,75 @@
+"""One job on one ready machine, in order: the machine check, image and files up, the job and its output, files down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+
+from providers.core import files, images, machine_check
+from providers.core.aside import Stopped, never
+from providers.core.errors import InstanceFailed
+from providers.core.joblog import JobLog
+from providers.core.jobs import Machine
+from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements
+
+LOG: Final = "job.log"  # the job's whole output, beside the files it brought back
+
+
+def check_machine(
+    machine: Machine,
+    instance: Instance,
+    offer: Offer,
+    requirements: Requirements,
+    own_check: Callable[[], str | None],
+    should_stop: Callable[[], str | None] = never,
+) -> dict[str, object]:
+    """What the machine check found, for `JobResult.machine`. InstanceFailed when the machine is not what the offer promised."""
+    report = machine_check.check(
+        machine.connection(should_stop), offer, requirements, devices=instance.env.get("CUDA_VISIBLE_DEVICES")
+    )
+    if problem := report.problem or own_check():
+        raise InstanceFailed(problem)
+    return {"machine": report}
+
+
+def run_on(
+    machine: Machine,
+    spec: JobSpec,
+    job: Job,
+    folder: Path,
+    should_stop: Callable[[], str | None] = never,
+) -> JobResult:
+    """Run the job, its log and the files it made into `folder`.
+
+    Raises Stopped when `should_stop` gave a reason (then the job goes on there), and what stands in the way of starting it:
+    InstanceFailed, InvalidRequest, AuthFailed. An exit code is a result, not an error.
+    """
+    if spec.image is not None:
+        images.prepare(machine, spec, should_stop)
+    files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
+    path = folder / LOG
+    log = _shown(path)
+    try:
+        result = machine.run(
+            spec, path, log.wrote if log else None, should_stop, on_link=get_run_logger().warning if log else None
+        )
+    finally:
+        if log:
+            log.close()
+    if result is None:
+        raise Stopped(should_stop() or "stopped")
+    brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
+    for pattern in brought.missing:
+        get_run_logger().warning("the job left nothing that %s matches", pattern)
+    return result.model_copy(update={"outputs": brought.paths, "log_cut_at": log.cut_at if log else None})
+
+
+def _shown(path: Path) -> JobLog | None:
+    """The job's output in the log of the flow run around this call; None outside of any."""
+    task, flow = TaskRunContext.get(), FlowRunContext.get()
+    run_id = task.task_run.flow_run_id if task else flow.flow_run.id if flow and flow.flow_run else None
+    return JobLog(path, run_id, task.task_run.id if task else None) if run_id else None

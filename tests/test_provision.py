@@ -1,0 +1,327 @@
+"""`provision` on a cloud with faults at every step: the story is told, nothing is bought twice, nothing is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from prefect.client.orchestration import get_client
+from pydantic import SecretStr
+
+import providers as registry
+from flows import steps
+from flows.provision import provision
+from flows.record import Record
+from providers.core.contract import Billing
+from providers.core.library import TaskLibrary
+from providers.core.models import Job, Offer, Requirements, Spot
+from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
+
+pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(180)]
+
+
+class Rented:
+    """Two clouds as the only providers, and what came of a run on them."""
+
+    def __init__(self, clouds: dict[str, ReferenceCloud], libraries: dict[str, TaskLibrary[Any]]) -> None:
+        self.clouds = clouds
+        self.libraries = libraries
+        self.state: Any = None
+
+    def __getitem__(self, name: str) -> ReferenceCloud:
+        return self.clouds[name]
+
+    def run(self, command: Any = "echo hello", **parameters: Any) -> str:
+        """The message of the final state."""
+        self.state = provision(command, return_state=True, **parameters)
+        return self.state.message or ""
+
+    @property
+    def result(self) -> Any:
+        return self.state.data.result
+
+    @property
+    def run_id(self) -> Any:
+        return self.state.state_details.flow_run_id
+
+    @property
+    def record(self) -> Record:
+        return Record.read(self.run_id)
+
+    def artifact(self, key: str) -> str:
+        question = {"artifacts": {"key": {"any_": [key]}}, "limit": 1}
+        with get_client(sync_client=True) as client:
+            return client.request("POST", "/artifacts/latest/filter", json=question).json()[0]["data"]
+
+    def assert_nothing_is_left(self) -> None:
+        for name, cloud in self.clouds.items():
+            assert cloud.alive() == [], name
+            assert cloud.disks() == [], name
+        orders = sorted(
+            ((order.ordered_at, order.ended_at) for cloud in self.clouds.values() for order in cloud.orders()),
+            key=lambda times: times[0],
+        )
+        for (_, ended), (began, _) in zip(orders, orders[1:], strict=False):
+            assert ended is not None
+            assert ended <= began, "two instances were alive at the same time"
+
+
+@pytest.fixture
+def rented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rented]:
+    """`alpha` is dearer in the south, `beta` is dearer than alpha throughout."""
+    clouds, libraries = {}, {}
+    for name, factor in (("alpha", 1.0), ("beta", 2.0)):
+        terms = Terms(has_ssh=True)
+        terms = terms.model_copy(
+            update={"types": tuple(kind.model_copy(update={"price": kind.price * factor}) for kind in terms.types)}
+        )
+        cloud = ReferenceCloud(tmp_path / f"{name}.db", terms)
+        driver = type(name.title(), (Reference,), {"name": name})
+        library: TaskLibrary[Any] = TaskLibrary(driver)
+        library._drivers["default"] = reference(cloud, driver)
+        clouds[name], libraries[name] = cloud, library
+    monkeypatch.setattr(registry, "library", lambda name: libraries[str(name)])
+    monkeypatch.setattr(registry, "enabled", lambda _account="default": list(libraries))
+    monkeypatch.chdir(tmp_path)
+    yield Rented(clouds, libraries)
+    for cloud in clouds.values():
+        cloud.close()
+
+
+def test_the_cheapest_that_fits_is_rented_used_and_given_back(rented: Rented) -> None:
+    message = rented.run()
+    assert message.startswith("exit 0 in ")
+    assert rented.state.is_completed()
+    assert [order.zone for order in rented["alpha"].orders()] == ["north-1"]
+    assert rented["beta"].orders() == []
+    assert [one.outcome for one in rented.record.attempts] == ["gone"]
+    rented.assert_nothing_is_left()
+
+
+def test_an_exit_code_other_than_0_is_a_failed_run_with_its_result(rented: Rented) -> None:
+    assert rented.run("exit 3").startswith("exit 3 in ")
+    assert rented.state.is_failed()
+    assert rented.result.exit_code == 3
+    rented.assert_nothing_is_left()
+
+
+def test_the_whole_log_and_the_files_are_in_result_storage_before_the_machine_is_gone(
+    rented: Rented, tmp_path: Path
+) -> None:
+    (tmp_path / "input.txt").write_text("42\n")
+    job = Job(files=("input.txt",), outputs=("out/",), env={"PLACE": "out"})
+    rented.run("mkdir -p $PLACE && cp input.txt $PLACE/copy.txt && echo made", job=job)
+    from flows import results
+
+    fetched = tmp_path / "fetched"
+    results.fetch(rented.run_id, fetched)
+    assert (fetched / "0" / "job.log").read_text() == "made\n"
+    assert (fetched / "0" / "out" / "copy.txt").read_text() == "42\n"
+    assert rented.result.outputs == ("out/copy.txt",)
+
+
+@pytest.mark.parametrize(
+    ("fault", "story"),
+    [
+        ("sold out", "alpha sold out"),
+        ("no funds", "alpha balance too low"),
+        ("bad credentials", "alpha credentials refused"),
+        ("code nobody mapped", "alpha request refused"),
+    ],
+)
+def test_a_refused_order_is_followed_by_the_next_offer_and_told(rented: Rented, fault: Any, story: str) -> None:
+    rented["alpha"].fault("create", fault, times=None)
+    message = rented.run()
+    assert message.startswith("exit 0 in ")
+    assert story in message
+    assert len(rented["beta"].orders()) == 1
+    rented.assert_nothing_is_left()
+
+
+def test_sold_out_in_one_zone_is_tried_in_the_next_under_another_name(rented: Rented) -> None:
+    rented["alpha"].fault("create", "sold out")
+    rented.run()
+    names = [name for _, name in rented["alpha"].calls("create")]
+    assert len(set(names)) == 2
+    assert [order.zone for order in rented["alpha"].orders()] == ["north-2"]
+    assert [one.scope for one in rented.record.attempts] == ["north-1", "north-2"]
+
+
+def test_a_quota_rules_out_the_region_and_the_family_but_not_the_other_region(rented: Rented) -> None:
+    rented["alpha"].fault("create", "over quota", times=None, region="north")
+    message = rented.run(gpu="H100")
+    assert "alpha over quota" in message
+    assert len(rented["alpha"].calls("create")) == 2
+    assert [order.zone for order in rented["alpha"].orders()] == ["south-1"]
+    assert "passed over: over quota" in rented.artifact("offers")
+
+
+def test_a_lost_answer_is_settled_and_nothing_is_bought_twice(rented: Rented) -> None:
+    rented["alpha"].fault("create", "lost", times=2)
+    assert rented.run().startswith("exit 0 in ")
+    assert len(rented["alpha"].orders()) == 1
+    rented.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("fate", ["fails at boot", "never runs"])
+def test_what_never_runs_is_given_back_and_the_next_offer_is_tried(rented: Rented, fate: Any) -> None:
+    library = rented.libraries["alpha"]
+    library.capabilities = library.capabilities.model_copy(update={"boot_deadline_s": 2})
+    rented["alpha"].fault("create", fate)
+    message = rented.run()
+    assert "2 offers tried (alpha boot failed)" in message
+    assert len(rented["alpha"].orders()) == 2
+    rented.assert_nothing_is_left()
+
+
+def test_a_provider_that_does_not_answer_is_named_and_holds_up_nobody(rented: Rented) -> None:
+    rented["alpha"].fault("offers", "server error", times=None)
+    rented.run()
+    assert len(rented["beta"].orders()) == 1
+    assert "did not answer: the reference cloud refused catalog" in rented.artifact("offers")
+
+
+def test_given_order_tries_providers_as_they_are_listed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "enabled", lambda _account="default": ["beta", "alpha"])
+    rented.run(order="given")
+    assert len(rented["beta"].orders()) == 1
+    assert rented["alpha"].orders() == []
+
+
+def test_alternatives_are_taken_in_their_order_whatever_they_cost(rented: Rented) -> None:
+    rented.run(gpu="H100|A100")
+    assert [order.type for order in rented["alpha"].orders()] == ["gpu.h100"]
+
+
+def test_what_is_too_dear_is_not_bought_and_the_nearest_price_is_told(rented: Rented) -> None:
+    message = rented.run(gpu="H100:8", max_price=10)
+    assert message.startswith("No H100:8 under $10/h. Cheapest $20.00 alpha.")
+    assert rented.state.is_failed()
+    assert rented["alpha"].orders() == []
+
+
+def test_the_price_that_counts_is_that_of_the_stay(rented: Rented) -> None:
+    library = rented.libraries["alpha"]
+    library.capabilities = library.capabilities.model_copy(update={"billing": Billing(minimum_s=3 * 3600, step_s=3600)})
+    rented.run()
+    assert len(rented["beta"].orders()) == 1
+
+
+def test_spot_is_only_taken_when_asked_for(rented: Rented) -> None:
+    rented.run(requirements=Requirements(spot=Spot.EITHER))
+    assert [order.spot for order in rented["alpha"].orders()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"command": "  "}, "the command is empty"),
+        ({"command": []}, "the command is empty"),
+        ({"gpu": "H1OO:8"}, "did you mean H100"),
+        ({"max_price": -1.0}, "max_price is -1"),
+        ({"job": Job(files=("nowhere.txt",))}, "there is no 'nowhere.txt'"),
+        ({"job": Job(outputs=("../../etc/passwd",))}, "leaves the job's directory"),
+        ({"job": Job(outputs=("/etc/passwd",))}, "leaves the job's directory"),
+        ({"job": Job(working_directory="..")}, "leaves the job's directory"),
+        ({"job": Job(env={"1X": "y"})}, "no name of an environment variable"),
+        ({"job": Job(secrets={"TOKEN": "not-saved"})}, "no Secret block is saved as 'not-saved'"),
+        ({"requirements": Requirements(countries=("Germany",))}, "no country code"),
+    ],
+)
+def test_nonsense_is_refused_in_one_sentence_before_anything_is_bought(
+    rented: Rented, parameters: dict[str, Any], sentence: str
+) -> None:
+    command = parameters.pop("command", "true")
+    message = rented.run(command, **parameters)
+    assert sentence in message
+    assert "\n" not in message
+    assert rented.state.is_failed()
+    assert rented["alpha"].calls("create") == rented["beta"].calls("create") == []
+
+
+def test_a_give_back_that_shows_no_effect_is_said_and_stays_on_the_record(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("providers.core.library.GIVE_BACK_S", 1.0)
+    rented["alpha"].fault("create", "never ends")
+    assert "NOT seen gone yet" in rented.run()
+    assert [one.outcome for one in rented.record.attempts] == ["owed"]
+    rented["alpha"].mend()
+
+
+@pytest.mark.parametrize("step", ["create_instance", "wait_ready", "run_job", "give_back"])
+def test_a_bug_at_any_step_leaves_nothing(rented: Rented, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    original = getattr(steps, step)
+
+    def breaks(*arguments: Any) -> Any:
+        original(*arguments)
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(steps, step, breaks)
+    rented.run()
+    assert rented.state.is_failed()
+    rented.assert_nothing_is_left()
+
+
+def test_no_secret_is_in_the_log_the_artifacts_or_the_result(rented: Rented) -> None:
+    from prefect.blocks.system import Secret
+
+    Secret(value=SecretStr("hunter2-hunter2")).save("provision-test", overwrite=True)
+    message = rented.run('test "$TOKEN" = hunter2-hunter2', job=Job(secrets={"TOKEN": "provision-test"}))
+    assert message.startswith("exit 0")
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(rented.run_id).model_dump_json()
+        question = {"logs": {"flow_run_id": {"any_": [str(rented.run_id)]}}}
+        logs = client.request("POST", "/logs/filter", json=question).text
+    stored = rented.artifact("offers") + rented.artifact(f"result-{rented.run_id}")
+    assert "hunter2" not in run + logs + stored + json.dumps(rented.result.model_dump(mode="json"))
+
+
+def test_the_cost_counts_from_the_order_to_the_seen_absence_failed_attempts_included(rented: Rented) -> None:
+    for library in rented.libraries.values():
+        library.capabilities = library.capabilities.model_copy(
+            update={"billing": Billing(starts="order", step_s=3600, minimum_s=3600)}
+        )
+    rented["alpha"].fault("create", "fails at boot")
+    message = rented.run(gpu="H100")
+    assert "$5.00" in message  # two attempts, an hour each
+    assert [one.cost for one in rented.record.attempts] == [2.5, 2.5]
+
+
+def test_each_attempt_is_on_the_record_before_its_order_is_sent(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    driver = rented.libraries["alpha"].driver()
+    original = driver.create_instance
+
+    def create(offer: Offer, spec: Any) -> Any:
+        from providers.core.lease import Lease
+
+        lease = Lease.parse(spec.name)
+        assert lease is not None
+        seen.append([one.name for one in Record.read(lease.run_id).attempts if one.outcome == "ordered"])
+        assert seen[-1] == [spec.name]
+        return original(offer, spec)
+
+    monkeypatch.setattr(driver, "create_instance", create)
+    rented.run()
+    assert len(seen) == 1
+
+
+class TestTheFormOfProvision:
+    fields: ClassVar[list[str]] = ["command", "gpu", "max_price", "providers"]
+
+    def test_the_four_that_matter_come_first_and_every_field_says_what_it_is(self) -> None:
+        schema = provision.parameters.model_dump()
+        properties = schema["properties"]
+        first = sorted(properties, key=lambda name: properties[name]["position"])[:4]
+        assert first == self.fields
+        assert all(field.get("title") for field in properties.values())
+        assert schema["required"] == ["command"]
+
+    def test_what_is_not_built_yet_is_not_in_the_signature(self) -> None:
+        assert not {"max_cost", "wait_for", "resume", "retries"} & set(provision.parameters.properties)
