@@ -36,9 +36,12 @@ def docker(*arguments: str, check: bool = True) -> str:
 def why_not() -> str | None:
     if (why := fakes.missing()) is not None:
         return why
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "info"], check=False, capture_output=True).returncode != 0
+    ):
         return "needs a Docker Engine"
-    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True).returncode != 0:
+    if subprocess.run(["docker", "image", "inspect", IMAGE], check=False, capture_output=True).returncode != 0:
         return f"needs the image {IMAGE}"
     return None
 
@@ -122,7 +125,7 @@ def test_output_exit_code_and_files_are_as_without_an_image(host: SshdHost, mach
 def test_variables_and_secrets_arrive_whole_and_stand_in_no_command_line(
     host: SshdHost, machine: Machine, tmp_path: Path
 ) -> None:
-    secret = f"it's \"se$cret\"\nsecond line {uuid.uuid4()}"
+    secret = f'it\'s "se$cret"\nsecond line {uuid.uuid4()}'
     job = spec(
         'printf "%s|" "$TOKEN" "$GREETING" "$PATH" "$HOME" "$EMPTY" >got; touch ready; sleep 2',
         env={"GREETING": "a b  c", "PATH": "/opt/x:/usr/bin:/bin", "HOME": "/tmp/elsewhere", "EMPTY": ""},
@@ -147,7 +150,9 @@ def test_variables_and_secrets_arrive_whole_and_stand_in_no_command_line(
     assert not any(secret.rpartition(" ")[2].encode() in line for line in seen)
 
 
-def test_the_job_works_in_its_working_directory_and_knows_its_id(host: SshdHost, machine: Machine, tmp_path: Path) -> None:
+def test_the_job_works_in_its_working_directory_and_knows_its_id(
+    host: SshdHost, machine: Machine, tmp_path: Path
+) -> None:
     job = spec('pwd; ls; echo "$PREFECT_GPU_JOB"', working_directory="code/./here")
     (work_of(host, job) / "code" / "here").mkdir(parents=True)
     (work_of(host, job) / "code" / "here" / "main.py").touch()
@@ -175,7 +180,7 @@ def test_a_cancel_leaves_nothing_of_the_container(host: SshdHost, machine: Machi
         target=lambda: results.append(machine.run(job, tmp_path / "log", should_stop=lambda: wish[0] if wish else None))
     )
     runner.start()
-    wait_until("the container runs", lambda: (work_of(host, job) / "up").exists())
+    wait_until("the container runs", (work_of(host, job) / "up").exists)
     assert len(docker("ps", "--quiet", "--filter", f"name={job.id}").split()) == 1
     began = time.monotonic()
     wish.append("cancelled")
@@ -213,7 +218,9 @@ def test_a_process_that_the_job_leaves_behind_ends_with_it(machine: Machine, tmp
 def test_the_shared_memory_is_as_large_as_on_a_machine(machine: Machine, tmp_path: Path) -> None:
     run(machine, spec("df -Pk /dev/shm | tail -n 1"), tmp_path / "log")
     total_kb = int((tmp_path / "log").read_text().split()[1])
-    memory_kb = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
+    memory_kb = int(
+        next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1]
+    )
     assert total_kb == pytest.approx(memory_kb / 2, rel=0.01)
 
 
@@ -239,12 +246,16 @@ def test_an_image_whose_user_is_not_root_can_write_its_outputs(
 def test_files_of_the_containers_root_belong_to_the_machines_user_afterwards(host: SshdHost, tmp_path: Path) -> None:
     before = in_docker()
     docker_group = Path("/var/run/docker.sock").stat().st_gid
-    host.run(f"printf 'docker:x:{docker_group}:worker\\n' >{host.folder}/group; mount --bind {host.folder}/group /etc/group")
+    host.run(
+        f"printf 'docker:x:{docker_group}:worker\\n' >{host.folder}/group; mount --bind {host.folder}/group /etc/group"
+    )
     machine = machine_at(host, "worker")
     job = spec("id -u; umask 077; mkdir d; echo x >d/x; echo out >out")
     result = run(machine, job, tmp_path / "log")
     assert (result.exit_code, (tmp_path / "log").read_text()) == (0, "0\n")
-    done = machine.execute(f'{machine.job_directory(job.id)}\ncat "$dir/work/d/x" && stat -c %u "$dir/work/out" && rm -rf "$dir/work"')
+    done = machine.execute(
+        f'{machine.job_directory(job.id)}\ncat "$dir/work/d/x" && stat -c %u "$dir/work/out" && rm -rf "$dir/work"'
+    )
     assert (done.exit_code, done.stdout) == (0, b"x\n4242\n")
     machine.close()
     host.run("umount /etc/group")
@@ -299,8 +310,10 @@ def test_an_image_behind_a_password_is_pulled_and_the_password_stays_nowhere(hos
     assert not list(Path("/dev/shm").glob("prefect-gpu.*"))
 
 
-def test_latest_is_asked_for_each_time_and_a_local_one_serves_where_nobody_has_it(machine: Machine, tmp_path: Path) -> None:
-    name = f"127.0.0.1:1/prefect-gpu-test:latest"
+def test_latest_is_asked_for_each_time_and_a_local_one_serves_where_nobody_has_it(
+    machine: Machine, tmp_path: Path
+) -> None:
+    name = "127.0.0.1:1/prefect-gpu-test:latest"
     docker("tag", IMAGE, name)
     try:
         assert run(machine, spec("echo local", image=name), tmp_path / "log").exit_code == 0
@@ -318,7 +331,7 @@ def test_giving_back_an_own_machine_removes_the_container_of_a_job_whose_supervi
     job = spec("touch up; sleep 1105", id=f"{held.name}.1")
     images.prepare(machine, job)
     machine.start(job)
-    wait_until("the container runs", lambda: (work_of(host, job) / "up").exists())
+    wait_until("the container runs", (work_of(host, job) / "up").exists)
     for process in host.processes(job.id):  # the supervisor and Docker's client; the container is another's child
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

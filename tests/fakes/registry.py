@@ -48,7 +48,7 @@ def registry(image: str = "team/tiny", tag: str = "1") -> Iterator[Registry]:
             else:
                 self._answer(404, _error("MANIFEST_UNKNOWN"))
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - http.server calls it so
 
         def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)

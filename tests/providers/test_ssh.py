@@ -160,7 +160,9 @@ def age(host: SshdHost, by_s: int = 10**6) -> None:
 
 
 def kill_timers(host: SshdHost) -> None:
-    host.run("for f in $(grep -lsF PREFECT_GPU_LEASE= /proc/[0-9]*/environ); do f=${f#/proc/}; kill -9 ${f%/environ}; done || :")
+    host.run(
+        "for f in $(grep -lsF PREFECT_GPU_LEASE= /proc/[0-9]*/environ); do f=${f#/proc/}; kill -9 ${f%/environ}; done || :"
+    )
 
 
 class SshFaults(Faults):
@@ -417,7 +419,7 @@ def test_a_file_among_the_claims_that_is_none_does_no_harm(one: SshdHost) -> Non
     victim = one.folder / "victim"
     victim.mkdir()
     one.claims.mkdir(exist_ok=True)
-    (one.claims / "slot.all").write_text(f"../../victim 1 1 mallory all\n")
+    (one.claims / "slot.all").write_text("../../victim 1 1 mallory all\n")
     (one.claims / "slot.x").write_text("pg-x a[$(touch${IFS}/tmp/pwned)] 1 mallory all\n")
     driver = Ssh(block(one))
     with contextlib.suppress(ProviderError):
@@ -531,7 +533,7 @@ def test_an_unknown_host_key_is_pinned_on_first_use_and_the_offer_says_so(one: S
     (offer,) = driver.fetch_offers(Requirements())
     assert offer.raw["host_key_on_first_use"] == fingerprint(one.host_key.public)
     impostor = Ssh(block(two.described(host_key=None, name="m0")))
-    impostor._pinned.update(driver._pinned)  # another machine answers under the name that was pinned
+    impostor._first_use._pins.update(driver._first_use._pins)  # another machine answers under the name that was pinned
     with pytest.raises(HostKeyMismatch):
         impostor.get_instance(held.id)
 
@@ -544,7 +546,7 @@ def test_a_key_that_is_refused_is_auth_failed_and_says_where(one: SshdHost, two:
         lambda: driver.fetch_offers(Requirements()),
         lambda: driver.get_instance(held),
         lambda: driver.terminate_instance(held),
-        lambda: driver.missing_rights(),
+        driver.missing_rights,
     ):
         with pytest.raises(AuthFailed) as refused:
             call()
@@ -622,7 +624,9 @@ def test_a_machine_with_fewer_gpus_than_promised_has_a_problem(one: SshdHost) ->
     assert report.problem is None
     assert report.gpus == ("NVIDIA H100 80GB HBM3, 81559 MiB",) * 2
     assert report.driver == "550.54.15"
-    one.install("nvidia-smi", 'echo "0, GPU-aaaa1111, NVIDIA H100 80GB HBM3, 81559 MiB, 550.54.15, 00000000:3B:00.0, 0"')
+    one.install(
+        "nvidia-smi", 'echo "0, GPU-aaaa1111, NVIDIA H100 80GB HBM3, 81559 MiB, 550.54.15, 00000000:3B:00.0, 0"'
+    )
     assert machine_check.check(connection, offer).problem == (
         "the offer promised 2 x H100, and 1 of them answer nvidia-smi"
     )
@@ -644,7 +648,10 @@ def test_a_machine_with_a_broken_gpu_has_a_problem(one: SshdHost) -> None:
     assert problem is not None
     assert "GPU is lost" in problem
     one.install("nvidia-smi", TWO_GPUS)
-    one.install("dmesg", 'read up rest </proc/uptime; echo "[${up%.*}.000001] NVRM: Xid (PCI:0000:5e:00): 79, pid=1, GPU has fallen off the bus."')
+    one.install(
+        "dmesg",
+        'read up rest </proc/uptime; echo "[${up%.*}.000001] NVRM: Xid (PCI:0000:5e:00): 79, pid=1, GPU has fallen off the bus."',
+    )
     assert machine_check.check(connection, offer).problem == (
         "GPU 1 (NVIDIA H100 80GB HBM3) reported Xid 79: it needs a reset"
     )
