@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,7 +24,7 @@ from datetime import UTC, datetime
 from typing import ClassVar, Final, NamedTuple, TypeVar
 
 from blocks.ssh import SshHost, SshJumpHost, SshMachines
-from providers.core import machine_check, matching, remote
+from providers.core import machine_check, matching
 from providers.core.contract import Billing, Capabilities, Connection, Provider
 from providers.core.errors import (
     AuthFailed,
@@ -40,9 +39,11 @@ from providers.core.errors import (
     Unconfirmed,
     Unsupported,
 )
+from providers.core.first_use import FirstUse
 from providers.core.images import NAME_LABEL
 from providers.core.jobs import DEFAULT_ROOT
 from providers.core.keys import fingerprint
+from providers.core.library import TaskLibrary
 from providers.core.models import (
     Availability,
     Instance,
@@ -251,6 +252,9 @@ if here; then echo ending; else echo gone; fi
 """
 )
 
+# A claim whose answer was lost may still be on its way.
+_SETTLED = _CLAIMS + "lock\nunlock\n"
+
 # Out: `claim SLOT NAME DEADLINE CREATED USER GPUS`, `ending NAME`, `left KIND NAME`, `now EPOCH`.
 _SURVEY = (
     _CLAIMS
@@ -320,8 +324,7 @@ class Ssh(Provider[SshMachines]):
 
     def __init__(self, credentials: SshMachines) -> None:
         super().__init__(credentials)
-        self._pinned: dict[str, str] = {}  # host keys of machines whose key nobody told us
-        self._lock = threading.Lock()
+        self._first_use = FirstUse()
 
     def account_id(self) -> str:
         return "own-machines"  # a claim's scope is its machine; machines may come and go meanwhile
@@ -342,13 +345,14 @@ class Ssh(Provider[SshMachines]):
         if requirements.spot is Spot.SPOT:
             return []
         answers = self._everywhere(lambda host: self._survey(host, _PROBE, timeout_s=60.0))
-        if all(isinstance(answer, AuthFailed) for _, answer in answers):
-            raise AuthFailed("; ".join(f"{host.name}: {answer.message}" for host, answer in answers))
+        refused = [f"{host.name}: {answer.message}" for host, answer in answers if isinstance(answer, AuthFailed)]
+        if len(refused) == len(answers):
+            raise AuthFailed("; ".join(refused))
         offers: list[Offer] = []
         for host, answer in answers:
             if isinstance(answer, ProviderError):
                 down = _offer(host, None).model_copy(
-                    update={"availability": Availability.UNAVAILABLE, "unavailable_because": answer.message}
+                    update={"availability": Availability.UNAVAILABLE, "unavailable_because": _plain(answer)}
                 )
                 # What it has is not known, so only what is known can rule it out.
                 known = requirements.model_copy(
@@ -390,7 +394,7 @@ class Ssh(Provider[SshMachines]):
         except (AuthFailed, InvalidRequest):
             raise
         except ProviderError as down:
-            raise HostDown(f"{host.name} {down.message}") from down
+            raise HostDown(_down(host, down)) from down
         with closing(connection):
             try:
                 done = run_script(connection, script, timeout_s=90.0)
@@ -410,7 +414,7 @@ class Ssh(Provider[SshMachines]):
 
     def get_instance(self, instance_id: str) -> Instance:
         host, name = self._located(instance_id)
-        survey = self._survey(host, _SURVEY)
+        survey = self._survey(host, _SETTLED + _SURVEY)
         for claim in survey.claims:
             if claim.name == name:
                 return self._instance(host, claim, is_ending=name in survey.ending)
@@ -420,9 +424,9 @@ class Ssh(Provider[SshMachines]):
         instances: list[Instance] = []
         leftovers: list[Leftover] = []
         unread: list[Unread] = []
-        for host, answer in self._everywhere(lambda host: self._survey(host, _SURVEY)):
+        for host, answer in self._everywhere(lambda host: self._survey(host, _SETTLED + _SURVEY)):
             if isinstance(answer, ProviderError):
-                unread.append(Unread(scope=host.name, reason=answer.message))
+                unread.append(Unread(scope=host.name, reason=_plain(answer)))
                 continue
             held = [claim for claim in answer.claims if claim.name.startswith(prefix)]
             instances += [self._instance(host, claim, is_ending=claim.name in answer.ending) for claim in held]
@@ -459,28 +463,12 @@ class Ssh(Provider[SshMachines]):
         key = host.private_key or self.credentials.private_key
         if key is None:
             raise AuthFailed(f"no private key logs in to {host.name}: give the block one")
-        endpoint = self._endpoint(host)
-        jump = endpoint.jump
-        between = f"{jump.host}:{jump.port}" if jump else ""
-        with self._lock:
-            known = host.host_key or self._pinned.get(host.name)
-            if jump and jump.host_key is None and between in self._pinned:
-                jump = jump.model_copy(update={"host_key": self._pinned[between]})
-                endpoint = endpoint.model_copy(update={"jump": jump})
-        shown: list[str] = []  # on first use: the jump host's key, then the machine's
-        connection = remote.connect(
-            endpoint,
+        return self._first_use.connect(
+            host.name,
+            self._endpoint(host),
             KeyPair(private=key, public=""),
-            known,
             timeout_s=self.credentials.timeout_s,
-            on_first_use=shown.append,
         )
-        with self._lock:
-            if jump and jump.host_key is None:
-                self._pinned.setdefault(between, shown.pop(0))
-            if shown:
-                self._pinned.setdefault(host.name, shown[0])
-        return connection
 
     def _endpoint(self, host: SshHost) -> SshEndpoint:
         jump = host.jump or self.credentials.jump
@@ -504,7 +492,7 @@ class Ssh(Provider[SshMachines]):
         except HostKeyMismatch:
             raise
         except Transient as down:
-            raise Transient(f"{host.name} {down.message}") from down
+            raise Transient(_down(host, down)) from down
         with closing(connection):
             try:
                 return run_script(connection, script, timeout_s=timeout_s)
@@ -554,7 +542,7 @@ class Ssh(Provider[SshMachines]):
         found = machine_check.parse_gpus(survey.text)
         facts = dict(line.split(" ", 1) for line in survey.text.splitlines() if " " in line)
         shares = max(1, len(host.gpu_slices))
-        pinned = self._pinned.get(host.name)
+        pinned = self._first_use.pinned(host.name)
         for gpus in host.gpu_slices or (_WHOLE,):
             visible = found.visible(None if gpus == _WHOLE else gpus)
             first = visible[0] if visible else None
@@ -641,3 +629,14 @@ def _checked_name(name: str) -> str:
 
 def _assigned(**variables: str) -> str:
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def _plain(failure: ProviderError) -> str:
+    return re.sub(r"\[Errno -?\d+\] ", "", failure.message)
+
+
+def _down(host: SshHost, failure: ProviderError) -> str:
+    return f"{host.name} is out of reach: {_plain(failure)}"
+
+
+tasks = TaskLibrary(Ssh, SshMachines)

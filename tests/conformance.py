@@ -172,6 +172,7 @@ class Subject:
     faults: Faults = field(default_factory=Faults)
     at_once_s: float = 5.0  # what a call to this fake may take on a busy machine
     options: dict[str, Any] = field(default_factory=dict)  # LaunchSpec.options
+    one_each: bool = False  # an offer is one machine: who wants two takes two offers
 
 
 def lease_name(realm: str = REALM, run: uuid.UUID | None = None, attempt: int = 0, hours: float = 2) -> str:
@@ -637,10 +638,13 @@ class ProviderConformance:
 
     def test_one_driver_serves_many_threads(self, subject: Subject) -> None:
         run = uuid.uuid4()
-        offer = self.offer(subject)
+        offers = [self.offer(subject)] * 6
+        if subject.one_each:
+            offers = subject.provider.fetch_offers(subject.requirements)
+            assert len(offers) >= 6, "give this test six machines"
 
         def whole_life(attempt: int) -> Instance:
-            name = lease_name(run=run, attempt=attempt)
+            name, offer = lease_name(run=run, attempt=attempt), offers[attempt]
             spec = launch_spec(subject.provider, name, options=subject.options)
             created = subject.provider.create_instance(offer, spec)
             assert subject.provider.get_instance(created.id).name == name

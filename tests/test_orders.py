@@ -206,6 +206,26 @@ def test_an_empty_list_that_could_not_read_a_region_proves_nothing() -> None:
     assert "north" in absence.evidence
 
 
+def test_a_region_that_cannot_be_read_does_not_hide_that_an_instance_elsewhere_is_gone_by_its_id() -> None:
+    cloud = cloud_of()
+    driver = reference(cloud)
+    order = spec()
+    offer = next(offer for offer in driver.fetch_offers(Requirements()) if offer.region != "north")
+    instance = place_order(driver, offer, order, clock=CloudClock(cloud))
+    ordered_at = utc_now() - timedelta(hours=1)
+    cloud.fault("list", "unread", times=None, region="north")
+    absence = give_back(
+        driver, order.name, known_ids=(instance.id,), ordered_at=ordered_at, within_s=60, clock=CloudClock(cloud)
+    )
+    assert absence.is_gone, absence.evidence
+    assert cloud.alive() == []
+    run = order.name[:32]  # a whole run may have more in the region that cannot be read
+    again = give_back(
+        driver, run, known_ids=(instance.id,), ordered_at=ordered_at, within_s=30, clock=CloudClock(cloud)
+    )
+    assert not again.is_gone
+
+
 def test_a_terminate_without_effect_is_sent_again_and_stays_owed_until_it_shows() -> None:
     cloud = cloud_of()
     driver = reference(cloud)

@@ -160,7 +160,8 @@ def prepare(
                 "this machine has GPUs and its Docker cannot hand them to containers: install nvidia-container-toolkit there"
             )
         case _ if _is_absent(words):
-            raise InvalidRequest(f"the image {image} is not there for us: {words}")
+            hint = "" if registry else "; if it needs credentials, name them by job.registry"
+            raise InvalidRequest(f"the image {image} is not there for us: {words}{hint}")
         case _:
             raise InstanceFailed(f"the image {image} cannot be pulled: {words or f'exit {done.exit_code}'}")
 
@@ -225,6 +226,7 @@ def _is_absent(words: str) -> bool:
             "access denied",
             "invalid reference format",
             "unauthorized",
+            "no basic auth",
         )
     )
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
@@ -43,6 +43,9 @@ from providers.core.models import (
     utc_now,
 )
 from providers.core.readiness import wait_until_ready
+
+if TYPE_CHECKING:
+    from providers.core.first_use import FirstUse
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -89,6 +92,7 @@ class TaskLibrary(Generic[C]):
         self.capabilities = driver.capabilities
         self._drivers: dict[str, Provider[C]] = {}
         self._machines: dict[str, Machine] = {}
+        self._first_use: FirstUse | None = None
         self._lock = threading.Lock()
 
         def as_task(function: Callable[P, R], title: str, retries: int = 0) -> Task[P, R]:
@@ -129,15 +133,24 @@ class TaskLibrary(Generic[C]):
         driver = self.driver(account)
         if self.capabilities.host_key == "channel":
             return driver.open_channel(instance)
-        from providers.core import remote  # paramiko takes 0.2 s to import
+        from providers.core.first_use import FirstUse  # paramiko takes 0.2 s to import
 
         if instance.ssh is None:
             raise InstanceFailed(f"{instance.name} has no SSH endpoint")
+        with self._lock:
+            first_use = self._first_use = self._first_use or FirstUse()
         secret = GpuRealm.current().secret_bytes()
         host_key = instance.ssh.host_key
         if host_key is None and self.capabilities.host_key == "placed":
             host_key = keys.derive(secret, instance.name, "host").public
-        return remote.connect(instance.ssh, keys.derive(secret, instance.name, "client"), host_key, timeout_s=timeout_s)
+        return first_use.connect(
+            instance.name,
+            instance.ssh,
+            keys.derive(secret, instance.name, "client"),
+            host_key,
+            may_pin=self.capabilities.host_key == "first_use",
+            timeout_s=timeout_s,
+        )
 
     def machine(self, instance: Instance, account: str = "default") -> Machine:
         """The machine as jobs see it, connected to again by itself when the link is lost; one per name in this process."""
@@ -263,7 +276,7 @@ class TaskLibrary(Generic[C]):
         spec = JobSpec(
             id=f"{instance.name}.{tries}",
             command=command,
-            env={**instance.env, **job.env},
+            env={**job.env, **instance.env},  # a job keeps to the GPUs that its slice has
             secrets=accounts.secrets(job.secrets),
             image=job.image if in_docker else None,
             registry=accounts.registry(job.registry) if job.registry and in_docker else None,

@@ -20,6 +20,7 @@ from typing import Any
 from providers.core.aside import Stopped, never
 from providers.core.contract import Provider
 from providers.core.errors import NotFound, ProviderError, RateLimited, Transient, Unconfirmed
+from providers.core.lease import Lease
 from providers.core.models import Instance, LaunchSpec, Model, Offer, utc_now
 
 ORDER_RESENDS = 3  # after RateLimited or Transient; more waiting is the next offer's time
@@ -148,6 +149,8 @@ def give_back(
         if costing - pending:
             pending |= costing
             wait = _FIRST_WAIT_S
+        if unread and not costing and not trouble and _is_one_and_gone(driver, prefix, known_ids, ordered_at):
+            return Absence(is_gone=True, evidence="terminated, by the provider's own word")
         if costing or unread:
             empty_since = None
             trouble = trouble or unread or "the provider still lists it"
@@ -206,6 +209,17 @@ def _absence(driver: Provider[Any], ids: set[str], ordered_at: datetime | None, 
     if ids and all(_is_final_by_id(driver, one, not_found_counts=old_enough) for one in ids):
         return "terminated, by the provider's own word"
     return None
+
+
+def _is_one_and_gone(
+    driver: Provider[Any], prefix: str, known_ids: tuple[str, ...], ordered_at: datetime | None
+) -> bool:
+    """Whether the one order under a whole name is final by its id: what else could not be read holds nothing of it."""
+    if Lease.parse(prefix) is None or len(known_ids) != 1:
+        return False
+    lag = driver.capabilities.listing_lag_s
+    old_enough = ordered_at is not None and (utc_now() - ordered_at).total_seconds() >= lag
+    return _is_final_by_id(driver, known_ids[0], not_found_counts=old_enough)
 
 
 def _is_final_by_id(driver: Provider[Any], instance_id: str, *, not_found_counts: bool) -> bool:

@@ -200,7 +200,9 @@ esac
 dir=$root/$id
 """
 
+# Its group is the supervisor with its timer, which would outlive it by the job's timeout; the job itself has a session of its own.
 _ALIVE = r"""
+kill_supervisor() { kill -9 "-$pid" 2>/dev/null || kill -s KILL "$pid"; }
 alive() {
     pid= ; { read -r pid was_born was_boot clock up_then <"$dir/state"; } 2>/dev/null || return 1
     identify "$pid" && [ "$born $boot" = "$was_born $was_boot" ]
@@ -329,7 +331,7 @@ while [ -n "$running" ] && [ "$now" -lt "$limit" ]; do
     [ -z "$running" ] || sleep 0.1 || sleep 1
     uptime
 done
-for state in "$root/$id"*/state; do supervised "$state" && kill -s KILL "$pid"; done
+for state in "$root/$id"*/state; do supervised "$state" && kill_supervisor; done
 token="PREFECT_GPU_JOB=$id" timer=0 parent=0 session=
 sweep {grace_s}
 }}

@@ -43,7 +43,12 @@ def missing() -> str | None:
     for tool in ("ip", "unshare", "setpriv", "mount"):
         if shutil.which(tool) is None:
             return f"needs {tool}"
-    if subprocess.run(["ip", "netns", "add", f"{_PREFIX}-probe-{os.getpid()}"], capture_output=True).returncode != 0:
+    if (
+        subprocess.run(
+            ["ip", "netns", "add", f"{_PREFIX}-probe-{os.getpid()}"], check=False, capture_output=True
+        ).returncode
+        != 0
+    ):
         return "needs network namespaces"
     subprocess.run(["ip", "netns", "del", f"{_PREFIX}-probe-{os.getpid()}"], check=True)
     return None
@@ -143,8 +148,8 @@ class SshdHost:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self.power_off()
-        subprocess.run(["ip", "link", "del", self._outside], capture_output=True)
-        subprocess.run(["ip", "netns", "del", self._netns], capture_output=True)
+        subprocess.run(["ip", "link", "del", self._outside], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", self._netns], check=False, capture_output=True)
 
     def _network_of(self, process: Path) -> str:
         # Compared by inode: the name of the namespace is a mount outside.
@@ -210,7 +215,7 @@ def sshd_hosts(*names: str) -> Iterator[tuple[SshdHost, ...]]:
     _forget_the_dead()
     hosts: list[SshdHost] = []
     with tempfile.TemporaryDirectory(prefix="h", ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         try:
             for name in names:
                 hosts.append(SshdHost(name, Path(folder, name, "m")))
@@ -257,4 +262,4 @@ def _forget_the_dead() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(parts[1]), 0)
                 continue
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
