@@ -87,7 +87,17 @@ def make_venv():
 
 def install(lock_name):
     python = python_of(VENV)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-cache-dir", "-q", "--require-hashes"]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        "--no-cache-dir",
+        "-q",
+        "--require-hashes",
+    ]
     # A few quick retries: without network the answer comes in seconds, not after minutes of back-off.
     result = quietly(pip + ["--retries", "1", "--timeout", "20", "-r", UV_LOCK], "installing the installer (uv)")
     if result.returncode:
@@ -103,7 +113,11 @@ def uv_settings(python):
     """What pip is told of indexes and certificates on this machine, in uv's words: uv reads neither pip.conf nor PIP_*."""
     environment = dict(os.environ, UV_NO_PROGRESS="1", UV_NO_CONFIG="1")
     listed = subprocess.run(
-        [python, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=False
+        [python, "-m", "pip", "config", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
     ).stdout.decode(errors="replace")
     for pip_name, uv_name in (
         ("index-url", "UV_DEFAULT_INDEX"),
@@ -150,7 +164,13 @@ def quietly(command, what, environment=None):
     teller.start()
     try:
         ran = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=1800, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=1800,
+            check=False,
         )
         return Result(ran.returncode, ran.stdout.decode(errors="replace"))
     except subprocess.TimeoutExpired:
@@ -162,7 +182,11 @@ def quietly(command, what, environment=None):
 
 def is_complete(wanted):
     stamp = read_stamp()
-    return wanted in stamp.get("locks", ()) and stamp.get("python") == python_identity() and os.path.exists(python_of(VENV))
+    return (
+        wanted in stamp.get("locks", ())
+        and stamp.get("python") == python_identity()
+        and os.path.exists(python_of(VENV))
+    )
 
 
 def read_stamp():

@@ -73,7 +73,7 @@ def run(place: Place) -> int:
             final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_have_worker)
         except (KeyboardInterrupt, BrokenPipeError):
             final = _cancelled(client, flow_run.id, display, place)
-        record = Record.read(flow_run.id, client)
+        record = Record.read(flow_run.id)
         display.closing(final, record)
     if final.state is not None and final.state.is_cancelled():
         return 130

@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 
 from prefect import flow
-from prefect.states import Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 from pydantic import Field
 
 from flows import steps
@@ -97,4 +98,4 @@ def provision(
                 return steps.ended(run, result)
         return steps.not_found(run)
     finally:
-        steps.clean_up(run)
+        run.clean_up()

@@ -14,7 +14,6 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import SyncClientContext
-from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging import get_run_logger
@@ -25,7 +24,8 @@ from pydantic import Field
 import providers as registry
 from blocks.realm import GpuRealm
 from flows import story
-from flows.record import CURRENT, GONE, ORDERED, OWED, Attempt, Record, cost_until
+from flows.record import CURRENT, ORDERED, Record
+from flows.run import settle
 from providers.core.errors import ProviderError
 from providers.core.lease import Lease
 from providers.core.models import Instance, Leftover, Listing, Model, utc_now
@@ -56,11 +56,9 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
             absence = library.give_back(attempt.name, ids, attempt.account, attempt.ordered_at, within_s=_HOOK_S)
         except ProviderError as trouble:
             absence = Absence(is_gone=False, evidence=trouble.message, owed=(attempt.name,))
-        _note(record, attempt, absence)
-        how = (
-            f"gone: {absence.evidence}" if absence.is_gone else f"NOT seen gone yet ({absence.evidence}): reap goes on"
-        )
-        log.info(story.step(6, "give back", how))
+        settle(record, attempt, absence)
+        record.write()
+        log.info(story.step(6, "give back", story.absence(absence)))
 
 
 def _is_over(run: FlowRun) -> bool:
@@ -98,15 +96,16 @@ def reap(
         dry_run: Say what would be terminated, terminate nothing.
         realm: Reap this realm too, for example of a Prefect server that is gone. Only its overdue instances are touched.
     """
-    log = get_run_logger().getChild("steps")
+    logger: Any = get_run_logger()  # typed as logging's adapter, which lacks getChild
+    log = logger.getChild("steps")
     own = GpuRealm.current().realm
-    accounts = [
+    accounts: list[tuple[str, str]] = [
         (provider.value, account)
         for provider, names in registry.saved_accounts().items()
-        for account in (names or (["default"] if provider is registry.ProviderName.LOCAL else []))
+        for account in names or ([registry.DEFAULT_ACCOUNT] if provider is registry.ProviderName.LOCAL else [])
     ]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        listings = dict(zip(accounts, pool.map(lambda one: _list(*one), accounts), strict=True))
+        listings = dict(zip(accounts, pool.map(_list, *zip(*accounts, strict=True)), strict=True))
         unread = _unread(listings)
         for trouble in unread:
             log.warning("could not read %s", trouble)
@@ -274,23 +273,8 @@ def _settle_records(ended: list[Found]) -> None:
         line = next((attempt for attempt in record.attempts if attempt.name == one.name), None)
         absence = Absence(is_gone=one.came_of_it.startswith("gone"), evidence=one.came_of_it, owed=one.ids)
         if line is not None:
-            _note(record, line, absence)
-
-
-def _note(record: Record, attempt: Attempt, absence: Absence) -> None:
-    """What came of a give-back: on the record, and an event."""
-    now = utc_now()
-    cost = cost_until(attempt, registry.library(attempt.provider).capabilities.billing, now)
-    if absence.is_gone:
-        record.note(attempt, outcome=GONE, gone_at=now, cost=cost)
-    else:
-        record.note(attempt, outcome=OWED, why=absence.evidence, cost=cost)
-    record.write()
-    emit_event(
-        "prefect-gpu.instance.gone" if absence.is_gone else "prefect-gpu.termination.owed",
-        resource={"prefect.resource.id": f"prefect-gpu.run.{record.run_id}"},
-        payload={"name": attempt.name, "provider": attempt.provider, "evidence": absence.evidence, "cost": cost},
-    )
+            settle(record, line, absence)
+            record.write()
 
 
 def _message(doomed: list[Found], live: int, unread: list[str], missing: list[str], dry_run: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ def place(run_id: UUID, attempt: int) -> str:
 
 
 @contextmanager
-def kept(run_id: UUID, attempt: int) -> Iterator[Path]:
+def kept(run_id: UUID, attempt: int) -> Generator[Path]:
     """A folder whose content is in result storage when the block ends without an error.
 
     With storage on this machine it is the very folder there, so nothing is copied. Raises NotStored, and leaves the folder
     where it is, when a remote storage does not take it.
     """
-    storage = get_result_store().result_storage or get_default_result_storage(_sync=True)
+    storage = get_result_store().result_storage or _default_storage()
     where = place(run_id, attempt)
     if isinstance(storage, LocalFileSystem):
         folder = Path(storage.basepath or ".").expanduser().resolve() / where
@@ -52,7 +52,7 @@ def kept(run_id: UUID, attempt: int) -> Iterator[Path]:
 
 def fetch(run_id: UUID, destination: Path) -> list[Path]:
     """Copy all that a run left in the default result storage to a folder; the files, or none if the run left nothing."""
-    storage = get_default_result_storage(_sync=True)
+    storage = _default_storage()
     where = f"prefect-gpu/{run_id}"
     if isinstance(storage, LocalFileSystem):
         source = Path(storage.basepath or ".").expanduser().resolve() / where
@@ -61,14 +61,20 @@ def fetch(run_id: UUID, destination: Path) -> list[Path]:
         shutil.copytree(source, destination, dirs_exist_ok=True)
     elif isinstance(storage, WritableDeploymentStorage):
         destination.mkdir(parents=True, exist_ok=True)
-        storage.get_directory(from_path=where, local_path=str(destination), _sync=True)
+        remote: Any = storage
+        remote.get_directory(from_path=where, local_path=str(destination), _sync=True)
     else:
         raise NotStored(f"the result storage {type(storage).__name__} cannot list what it holds: copy {where} from it")
     return sorted(path for path in destination.rglob("*") if path.is_file())
 
 
+def _default_storage() -> Any:
+    default: Any = get_default_result_storage  # dispatches on being called from async code; typed for that alone
+    return default(_sync=True)
+
+
 def _put(storage: Any, folder: Path, where: str) -> None:
-    if isinstance(storage, WritableDeploymentStorage):
+    if hasattr(storage, "put_directory"):
         storage.put_directory(local_path=str(folder), to_path=where, _sync=True)
         return
     for path in sorted(folder.rglob("*")):

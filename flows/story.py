@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
+from flows.ranking import Ranked
 from flows.record import GONE, OWED, Attempt
-from providers.core import matching
+from providers.core import explain
+from providers.core.errors import ProviderError
 from providers.core.models import Instance, JobResult, Offer, Requirements
+from providers.core.orders import Absence
 
 WIDTH = 78  # a line with its seconds at the right edge
 INDENT = " " * 13
@@ -56,17 +59,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def wanted(requirements: Requirements) -> str:
-    """What was asked for, as a person says it: `H100:8 under $20/h`."""
-    gpu = " or ".join(request.text for request in requirements.gpu) or "machine"
-    return gpu if requirements.max_price is None else f"{gpu} under ${requirements.max_price:g}/h"
-
-
-def asked(answers: dict[str, str | None], only: bool) -> str:
-    """Who was asked for offers and who answered; `answers` is provider to what went wrong, or None."""
-    answered = sum(trouble is None for trouble in answers.values())
-    text = f"{counted(len(answers), 'provider')} asked, {answered} answered"
-    return text if only else text + " (make providers: all)"
+def asked(providers: int, silent: int) -> str:
+    """Who was asked for offers, and how many answered."""
+    return f"{counted(providers, 'provider')} asked, {providers - silent} answered (make providers: all)"
 
 
 def offers_table(offers: list[Offer]) -> list[str]:
@@ -98,28 +93,35 @@ def offers_table(offers: list[Offer]) -> list[str]:
 
 def offers_markdown(
     requirements: Requirements,
-    offers: list[Offer],
-    passed_over: list[tuple[Offer, str]],
+    ranked: list[Ranked],
     attempts: list[Attempt],
-    troubles: dict[str, str],
+    failed: list[tuple[Offer, ProviderError]],
+    troubles: dict[str, ProviderError],
 ) -> str:
-    """The artifact `offers`: in the order they are tried, why each was passed over, what came of those that were tried."""
+    """The artifact `offers`: in the order they are tried, what came of each, and why the others were not tried."""
     tried = {(attempt.provider, attempt.machine, attempt.scope, attempt.spot): attempt for attempt in attempts}
     lines = [
-        f"# Offers for {wanted(requirements)}",
+        f"# Offers for {explain.wanted(requirements)}",
         "",
         "| # | provider | machine | where | GPU | spot | $/h | what came of it |",
         "|--:|---|---|---|---|---|--:|---|",
     ]
-    for rank, offer in enumerate(offers[:50], start=1):
+    buyable = [one for one in ranked if one.is_buyable]
+    for one in buyable[:50]:
+        offer = one.offer
         attempt = tried.get((offer.provider, offer.instance_type, offer.scope, offer.spot))
-        lines.append(_offer_row(str(rank), offer, _came_of_it(attempt)))
-    if len(offers) > 50:
-        lines.append(f"| | | and {len(offers) - 50} more | | | | | |")
-    lines += [_offer_row("-", offer, why) for offer, why in passed_over[:20]]
-    lines += [
-        f"| - | {provider} | | | | | | did not answer: {_cell(trouble)} |" for provider, trouble in troubles.items()
-    ]
+        ruled_out = next((error.short for other, error in failed if error.rules_out(other, offer)), None)
+        if attempt is not None:
+            came_of_it = _came_of_it(attempt)
+        elif ruled_out is not None:
+            came_of_it = f"passed over: {ruled_out}"
+        else:
+            came_of_it = f"not tried: {one.why}"
+        lines.append(_offer_row(str(one.rank), offer, came_of_it))
+    if len(buyable) > 50:
+        lines.append(f"| | | and {len(buyable) - 50} more | | | | | |")
+    lines += [_offer_row("-", one.offer, one.why) for one in ranked if not one.is_buyable][:20]
+    lines += [f"| - | {name} | | | | | | did not answer: {_cell(why.message)} |" for name, why in troubles.items()]
     return "\n".join(lines)
 
 
@@ -128,9 +130,7 @@ def _offer_row(rank: str, offer: Offer, came_of_it: str) -> str:
     return f"| {rank} | {offer.provider} | {_cell(offer.instance_type)} | {_cell(offer.scope)} | {offer.gpu} | {spot} | {offer.price:.2f} | {_cell(came_of_it)} |"
 
 
-def _came_of_it(attempt: Attempt | None) -> str:
-    if attempt is None:
-        return "not tried"
+def _came_of_it(attempt: Attempt) -> str:
     if attempt.outcome == GONE:
         return "used, and given back"
     return f"{attempt.outcome}: {attempt.why}" if attempt.why else attempt.outcome
@@ -176,25 +176,16 @@ def failures(attempts: list[Attempt]) -> str:
     return ", ".join(what if times == 1 else f"{what} {times} times" for what, times in count.items())
 
 
-def none_served_message(
-    requirements: Requirements, passed_over: list[tuple[Offer, str]], troubles: dict[str, str], attempts: list[Attempt]
-) -> str:
-    """`No H100:8 under $20/h. Cheapest $23.12 lambdalabs.`: what was not found, and the nearest thing that is there."""
-    if attempts:
-        return f"No {wanted(requirements)}: {counted(len(attempts), 'offer')} tried ({failures(attempts)})."
-    sentences = [f"No {wanted(requirements)}."]
-    limit = requirements.max_price
-    dearer = [offer.price for offer, _ in passed_over if limit is not None and offer.price > limit]
-    fitting = requirements.model_copy(update={"max_price": None})
-    near = [offer for offer, _ in passed_over if offer.price in dearer and matching.fits(offer, fitting)]
-    if near:
-        nearest = min(near, key=lambda offer: offer.price)
-        sentences.append(f"Cheapest {dollars(nearest.price)} {nearest.provider}.")
-    elif passed_over:
-        offer, why = min(passed_over, key=lambda one: one[0].price)
-        sentences.append(f"{offer.provider} {offer.instance_type}: {why}.")
-    sentences += [f"{provider} did not answer: {trouble}." for provider, trouble in troubles.items()]
-    return " ".join(sentences)
+def none_served(requirements: Requirements, attempts: list[Attempt]) -> str:
+    """`No H100:8: 3 offers tried (aws sold out 3 times).`"""
+    return f"No {explain.wanted(requirements)}: {counted(len(attempts), 'offer')} tried ({failures(attempts)})."
+
+
+def absence(seen: Absence) -> str:
+    """How it is known that nothing is left, or that it is not known yet."""
+    if seen.is_gone:
+        return f"gone: {seen.evidence}"
+    return f"NOT seen gone yet ({seen.evidence}): reap goes on"
 
 
 def ready_at(instance: Instance, host_key: str) -> str:
