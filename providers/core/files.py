@@ -7,6 +7,8 @@ here. So the machine decides neither where a file goes nor what it may be: no ar
 Patterns of outputs are shell-like and begin in the job's directory: `*.pt` is there, `**/*.pt` anywhere below, a folder is all in it.
 `.prefectignore` (Prefect's own, gitignore's syntax) in the working directory keeps things out of uploaded folders; what is named
 itself is sent. Links travel as links; one that leaves the directory is not followed, and not brought back.
+
+Longer than 300 lines: up and down share how a script is fed, stopped and compared, and what is checked on one side is checked on the other.
 """
 
 from __future__ import annotations

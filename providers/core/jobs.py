@@ -1,6 +1,8 @@
 """Jobs on a machine: started at most once, followed by byte offset across lost links, ended with all that they started.
 
 Works over any Connection. What runs on the machine is in supervisor.py; nothing here knows SSH or Prefect.
+
+Longer than 300 lines: starting, following, cancelling and attaching again are one protocol with one state.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Connections to machines over SSH: one accepted host key, one client key, a dead link noticed; the only import of paramiko.
 
 Importing paramiko costs 0.15 s: whoever needs a connection imports this module while the machine still boots.
+
+Longer than 300 lines: nothing else may import paramiko.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ A job's directory on the machine, `<root>/<job id>/`:
 What belongs to a job is found by four marks, repeated until nothing is left: a variable in its environment, a parent that
 belongs to it, a session that belongs to it, and - for what cleared its environment, left its session and lost its parent - the
 supervisor as its new parent: it is a "child subreaper" (prctl, inherited over exec) where perl or python3 is there to ask for it.
+
+Longer than 300 lines: the programs share their functions, and half of it is sh.
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ def openssh_server(
                     "PermitRootLogin prohibit-password",
                     "MaxStartups 100",
                     "UseDNS no",
+                    "Subsystem sftp internal-sftp",
                     *options,
                     "",
                 ]
