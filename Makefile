@@ -7,7 +7,7 @@ SHELL := /bin/sh
 # What stands behind `make run` goes to flows/console.py as environment variables, unexpanded: JOB='echo $HOME' means what it says.
 override JOB := $(value JOB)
 override FILES := $(value FILES)
-export JOB GPU MAX_PRICE PROVIDERS PROVIDER ACCOUNT FILES OUTPUTS RUN ONLY FORCE DRY_RUN
+export UPGRADE JOB GPU MAX_PRICE PROVIDERS PROVIDER ACCOUNT FILES OUTPUTS RUN ONLY FORCE DRY_RUN
 
 prepare = @command -v $(PYTHON) >/dev/null || { echo 'prefect-gpu needs Python 3.11 or newer, and there is no $(PYTHON) here: install it, or name yours as in `make PYTHON=python3.12`.' >&2; exit 1; }; $(PYTHON) .ci/bootstrap.py
 console = .venv/bin/python -m flows
@@ -29,7 +29,7 @@ providers: ## each provider: credentials, answered in, cheapest H100 and A100
 	$(prepare) requirements.lock && exec $(console) providers
 
 connect: ## save the credentials of a provider's account; PROVIDER=aws ACCOUNT=default
-	$(prepare) requirements.lock && exec $(console) connect
+	$(prepare) requirements-all.lock && exec $(console) connect
 
 fetch: ## bring the log and the files of a run; RUN=its name or id
 	$(prepare) requirements.lock && exec $(console) fetch
@@ -58,7 +58,7 @@ check: ## format, lint, types
 bench: ## the figures and their targets, and build/bench.json; ONLY=catalog runs one group
 	$(prepare) requirements-dev.lock && exec .venv/bin/python -m tests.bench $(ONLY)
 
-lock: ## make the lock files from pyproject.toml again
+lock: ## make the lock files from pyproject.toml again; UPGRADE=1 takes newer versions
 	$(prepare) requirements-dev.lock && .ci/lock
 
 clean: ## remove .venv and build/; earlier runs in .prefect-gpu/ stay

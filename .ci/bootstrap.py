@@ -1,6 +1,7 @@
 """Makes the isolated environment `.venv` from a lock file; needs nothing but Python 3.11 with venv.
 
     python3 .ci/bootstrap.py requirements.lock          what the flows need
+    python3 .ci/bootstrap.py requirements-all.lock      and the SDKs of all providers
     python3 .ci/bootstrap.py requirements-dev.lock      and what the tests need
 
 Standard library only, and syntax that an old Python understands far enough to say that it is too old. pip installs a pinned uv
@@ -23,6 +24,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(PROJECT, ".venv")
 STAMP = os.path.join(VENV, "complete.json")
 UV_LOCK = os.path.join(PROJECT, ".ci", "uv.lock")
+LOCKS = ("requirements.lock", "requirements-all.lock", "requirements-dev.lock")  # each holds all of the one before it
 OLDEST = (3, 11)
 NO_NETWORK = re.compile(
     r"dns error|failed to lookup|name resolution|Name or service not known|Network is unreachable|NewConnectionError"
@@ -41,36 +43,36 @@ def main(lock_name):
             "prefect-gpu needs Python 3.11 or newer, and %s is %d.%d: install a newer one, or name it as in `make PYTHON=python3.12`."
             % (sys.executable, sys.version_info[0], sys.version_info[1])
         )
-    wanted = digest(os.path.join(PROJECT, lock_name))
-    if is_complete(wanted):
+    if is_complete(lock_name):
         return
     try:
         lock = open(os.path.join(PROJECT, ".venv.lock"), "w")
     except OSError as error:
-        raise Refusal("The environment goes to %s, which cannot be written: %s." % (VENV, error.strerror))
+        raise Refusal("The environment goes to %s, which cannot be written: %s." % (VENV, error.strerror)) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             say("waiting for another make that is setting up .venv ...")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_complete(wanted):  # the other one made it
-            return
-        make(lock_name, wanted)
+        if not is_complete(lock_name):  # the other one may have made it
+            make(lock_name)
 
 
-def make(lock_name, wanted):
+def make(lock_name):
     began = time.monotonic()
-    stamps = read_stamp()
-    reusable = stamps.get("python") == python_identity() and os.path.exists(python_of(VENV))
-    write_stamp({})  # from here on it is half-made
-    say("setting up .venv from %s (once) ..." % lock_name)
-    if not reusable:
+    stamp = read_stamp()
+    # What was installed once stays: after `make connect` the providers' SDKs, after `make test` its tools.
+    lock_name = max(lock_name, stamp.get("lock", lock_name), key=LOCKS.index)
+    is_usable = stamp.get("python") == python_identity() and os.path.exists(python_of(VENV))
+    say("setting up .venv from %s (%s) ..." % (lock_name, "it changed" if stamp.get("lock") == lock_name else "once"))
+    if is_usable:
+        write_stamp(dict(stamp, digest="half-made"))
+    else:
         shutil.rmtree(VENV, ignore_errors=True)
         make_venv()
     install(lock_name)
-    # What another lock installed stays, and is complete only if nothing replaced it: keep the one that was asked for.
-    write_stamp({"python": python_identity(), "locks": [wanted] + implied(lock_name)})
+    write_stamp({"python": python_identity(), "lock": lock_name, "digest": digest(lock_name)})
     say("set up in %.0f s" % (time.monotonic() - began))
 
 
@@ -99,11 +101,11 @@ def install(lock_name):
         "--require-hashes",
     ]
     # A few quick retries: without network the answer comes in seconds, not after minutes of back-off.
-    result = quietly(pip + ["--retries", "1", "--timeout", "20", "-r", UV_LOCK], "installing the installer (uv)")
+    result = quietly([*pip, "--retries", "1", "--timeout", "20", "-r", UV_LOCK], "installing the installer (uv)")
     if result.returncode:
         refuse_install(result.output)
     uv = [os.path.join(VENV, "bin", "uv"), "pip", "install", "--python", python, "--no-cache", "--require-hashes"]
-    command = uv + ["--no-deps", "--compile-bytecode", "-r", os.path.join(PROJECT, lock_name)]
+    command = [*uv, "--no-deps", "--compile-bytecode", "-r", os.path.join(PROJECT, lock_name)]
     result = quietly(command, "installing %d packages" % count(lock_name), uv_settings(python))
     if result.returncode:
         refuse_install(result.output)
@@ -180,10 +182,13 @@ def quietly(command, what, environment=None):
         teller.join()
 
 
-def is_complete(wanted):
+def is_complete(lock_name):
     stamp = read_stamp()
+    made = stamp.get("lock")
     return (
-        wanted in stamp.get("locks", ())
+        made in LOCKS
+        and LOCKS.index(made) >= LOCKS.index(lock_name)
+        and stamp.get("digest") == digest(made)
         and stamp.get("python") == python_identity()
         and os.path.exists(python_of(VENV))
     )
@@ -198,18 +203,9 @@ def read_stamp():
 
 
 def write_stamp(content):
-    if not os.path.isdir(VENV):
-        return
     with open(STAMP + ".new", "w") as file:
         json.dump(content, file)
     os.replace(STAMP + ".new", STAMP)
-
-
-def implied(lock_name):
-    """The development lock holds all of the runtime lock's packages in the same versions, so it serves for both."""
-    if lock_name == "requirements-dev.lock":
-        return [digest(os.path.join(PROJECT, "requirements.lock"))]
-    return []
 
 
 def python_identity():
@@ -220,10 +216,10 @@ def python_of(venv):
     return os.path.join(venv, "bin", "python")
 
 
-def digest(path):
+def digest(lock_name):
     sha = hashlib.sha256()
-    for part in (path, UV_LOCK):
-        with open(part, "rb") as file:
+    for path in (os.path.join(PROJECT, lock_name), UV_LOCK):
+        with open(path, "rb") as file:
             sha.update(file.read())
     return sha.hexdigest()
 

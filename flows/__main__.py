@@ -27,7 +27,8 @@ def main(command: str) -> int:
         if command == "down":
             return environment.down()
         with environment.reached(kept=command == "up", configured_only=command == "deploy") as place:
-            from flows import console
+            with environment.waiting("Prefect starts"):
+                from flows import console
 
             return console.SUBCOMMANDS[command](place)
     except Trouble as trouble:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging.configuration import setup_logging
-from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.logging.handlers import APILogWorker, PrefectConsoleHandler
 from prefect.states import Cancelling
 
 from flows import overview, results
@@ -42,6 +44,9 @@ def client_of(place: Place) -> Generator[SyncPrefectClient]:
     try:
         with get_client(sync_client=True) as client:
             yield client
+    except httpx.TransportError as error:
+        place.must_run()
+        raise Trouble(f"The Prefect server at {place.api_url} stopped answering ({type(error).__name__}).") from error
     except PrefectHTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):
@@ -70,7 +75,7 @@ def run(place: Place) -> int:
         flow_run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
         every_s = 0.1 if place.is_own else 1.0
         try:
-            final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_have_worker)
+            final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_run)
         except (KeyboardInterrupt, BrokenPipeError):
             final = _cancelled(client, flow_run.id, display, place)
         record = Record.read(flow_run.id)
@@ -88,7 +93,7 @@ def _cancelled(client: SyncPrefectClient, run_id: UUID, display: Display, place:
     display.line()
     display.line("Cancelling: the job is ended and its machine given back ...")
     client.set_flow_run_state(run_id, Cancelling(message="Ctrl-C at the terminal"))
-    return follow(client, run_id, display, every_s=0.2, check=place.must_have_worker, within_s=GIVE_BACK_S)
+    return follow(client, run_id, display, every_s=0.2, check=place.must_run, within_s=GIVE_BACK_S)
 
 
 def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def up(place: Place) -> int:
 def _wait_for_worker(client: SyncPrefectClient, place: Place) -> None:
     deadline = time.monotonic() + 120
     while not has_online_worker(client):
-        place.must_have_worker()
+        place.must_run()
         if time.monotonic() > deadline:
             raise Trouble("The worker does not report to the server: see .prefect-gpu/worker.log.")
         time.sleep(0.2)
@@ -231,6 +236,8 @@ def _shown_here() -> Generator[None]:
         yield
     finally:
         logging.getLogger("prefect.flow_runs").removeHandler(here)
+        APILogWorker.drain_all()  # while the server is there to take them
+        EventsWorker.drain_all()
 
 
 def _finished(state: State[Any]) -> int:

@@ -53,6 +53,7 @@ class Daemon:
         self.record = home / f"{name}.json"
         self.lock = home / f"{name}.lock"
         self.log = home / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None  # if it is a child of this process
 
     def find(self) -> Background | None:
         """The running one, or None."""
@@ -73,7 +74,7 @@ class Daemon:
         with self.lock.open("wb") as lock, self.log.open("wb") as log:
             if not _locked(lock, within_s=1):  # who looks whether it runs holds the lock for a moment
                 raise Trouble(f"The {self.name} of this project is still ending: wait a moment and type it again.")
-            process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=PROJECT,
                 env=environment,
@@ -96,8 +97,8 @@ class Daemon:
                 os.kill(found.pid, end)
             deadline = time.monotonic() + wait_s
             while time.monotonic() < deadline:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(found.pid, os.WNOHANG)
+                if self._process is not None:
+                    self._process.poll()  # so that it does not stay a zombie
                 if self.find() is None:
                     self.record.unlink(missing_ok=True)
                     return
@@ -153,11 +154,11 @@ class Place:
         self.started.append(daemon)
         daemon.start(arguments, environment, kept=self.kept, url=self.api_url)
 
-    def must_have_worker(self) -> None:
-        """A sentence if the worker that was started here has ended."""
+    def must_run(self) -> None:
+        """A sentence if something that was started here has ended."""
         for daemon in self.started:
-            if daemon.name == "worker" and daemon.find() is None:
-                raise Trouble(f"The worker ended: {daemon.last_words()} (all of it: {daemon.log})")
+            if daemon.find() is None:
+                raise Trouble(f"The {daemon.name} ended: {daemon.last_words()} (all of it: {daemon.log})")
 
     def stop(self) -> None:
         """What was started here, the worker before its server."""

@@ -1,0 +1,319 @@
+"""What stands on the terminal: each record once, the job's output as it is, one closing line, one sentence for trouble."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.client.schemas.objects import FlowRun, Log
+from prefect.states import Completed, Failed, Running, Scheduled
+from pydantic import BaseModel, Field, SecretStr
+from rich.console import Console
+
+from flows import connect as connecting
+from flows import overview
+from flows.console import job_parameters
+from flows.environment import Trouble
+from flows.follow import PAGE, Display, Records, follow
+from flows.overview import Row
+from flows.record import Attempt, Record
+from providers.core.errors import AuthFailed
+
+RUN = uuid4()
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def log(message: str, name: str = "prefect.flow_runs.steps", second: float = 0) -> Log:
+    return Log(
+        id=uuid4(), name=name, level=20, message=message, timestamp=T0 + timedelta(seconds=second), flow_run_id=RUN
+    )
+
+
+def display(width: int = 80) -> tuple[Display, io.StringIO]:
+    out = io.StringIO()
+    return Display(Console(file=out, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)), out
+
+
+class Api:
+    """A server with one run, whose state goes on by one with each look at it."""
+
+    def __init__(self, states: list[Any], logs: list[Log]) -> None:
+        self.states, self.logs = states, logs
+        self.questions = 0
+
+    def read_flow_run(self, run_id: UUID) -> FlowRun:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return FlowRun(id=run_id, flow_id=uuid4(), state=state, total_run_time=timedelta(seconds=2.94))
+
+    def read_logs(self, question: Any, limit: int, offset: int, sort: Any) -> list[Log]:
+        del sort
+        self.questions += 1
+        after = question.timestamp.after_ if question.timestamp else T0 - timedelta(days=1)
+        return [one for one in self.logs if one.timestamp >= after][offset : offset + limit]
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+def test_each_record_comes_once_also_over_several_pages() -> None:
+    api = Api([Running()], [log(str(number), second=number / 100) for number in range(PAGE * 2 + 5)])
+    records = Records(api, RUN)
+    assert [one.message for one in records.new()] == [str(number) for number in range(PAGE * 2 + 5)]
+    api.logs.append(log("late", second=PAGE / 50))
+    assert [one.message for one in records.new()] == ["late"]
+    assert list(records.new()) == []
+
+
+def test_a_record_that_arrives_late_is_not_lost() -> None:
+    api = Api([Running()], [log("second", second=1)])
+    records = Records(api, RUN)
+    assert [one.message for one in records.new()] == ["second"]
+    api.logs.insert(0, log("first", second=0.5))
+    assert [one.message for one in records.new()] == ["first"]
+
+
+def test_a_run_is_shown_to_its_end() -> None:
+    api = Api([Scheduled(), Running(), Completed()], [log("1 offers"), log("42\n", "job@3"), log("6 give back")])
+    shown, out = display()
+    run = follow(api, RUN, shown, every_s=0)
+    assert run.state.is_completed()
+    assert out.getvalue() == "1 offers\n  | 42\n6 give back\n"
+
+
+def test_a_run_that_nobody_picks_up_is_told() -> None:
+    with pytest.raises(Trouble, match="No worker picked the run up"):
+        follow(Api([Scheduled()], []), RUN, display()[0], every_s=0, pick_up_s=0.1)
+
+
+def test_a_worker_that_ended_is_noticed_while_following() -> None:
+    def ended() -> None:
+        raise Trouble("The worker ended")
+
+    with pytest.raises(Trouble, match="The worker ended"):
+        follow(Api([Running()], []), RUN, display()[0], every_s=0, check=ended)
+
+
+def test_what_prefect_says_about_the_run_is_not_shown() -> None:
+    shown, out = display()
+    shown.record(log("Beginning flow run 'x'", "prefect.flow_runs"))
+    shown.record(log("Finished in state Completed()", "prefect.task_runs"))
+    assert out.getvalue() == ""
+
+
+def test_the_jobs_output_is_shown_as_it_is_at_any_width() -> None:
+    shown, out = display(width=20)
+    line = "\x1b[31mred\x1b[0m " + "x" * 100 + " [bold] :smile:"
+    shown.record(log(f"{line}\n\nlast", "job@200"))
+    assert out.getvalue() == f"  | {line}\n  | \n  | last\n"
+
+
+def test_a_step_stays_one_line_on_a_narrow_terminal() -> None:
+    shown, out = display(width=30)
+    text = "3 create     pg-abcdefghijklmnopqrstuvwxyz0123456789abc, lease until 10:17    0.2 s"
+    shown.record(log(text))
+    assert out.getvalue() == text + "\n"
+
+
+def attempt(**changes: Any) -> Attempt:
+    given = {
+        "attempt": 0,
+        "name": "pg-x",
+        "provider": "local",
+        "account": "default",
+        "account_id": "me",
+        "scope": "here",
+        "machine": "this computer",
+        "gpu": "none",
+        "spot": False,
+        "price": 0.0,
+        "ordered_at": T0,
+    }
+    return Attempt.model_validate({**given, **changes})
+
+
+def closing(state: Any, *attempts: Attempt) -> str:
+    shown, out = display()
+    run = FlowRun(id=RUN, flow_id=uuid4(), state=state, total_run_time=timedelta(seconds=2.94))
+    shown.closing(run, Record(RUN, list(attempts)))
+    return out.getvalue()
+
+
+def test_the_closing_line_tells_time_cost_and_what_is_left() -> None:
+    gone = attempt(outcome="gone", gone_at=T0, cost=13.61)
+    assert closing(Completed(), gone) == "\nCompleted  2.9 s   cost $13.61   instances left behind: 0\n"
+
+
+def test_the_closing_line_counts_what_may_still_cost() -> None:
+    assert "instances left behind: 1" in closing(Failed(message="x"), attempt(outcome="owed"))
+
+
+def test_what_went_wrong_stands_above_the_closing_line() -> None:
+    text = closing(Failed(message="No H100:8 under $20/h. Cheapest $23.12 lambdalabs.\nTraceback: ..."))
+    assert text.splitlines()[1] == "No H100:8 under $20/h. Cheapest $23.12 lambdalabs."
+    assert text.splitlines()[2].startswith("Failed  2.9 s")
+    assert "Traceback" not in text
+
+
+# --- what was written after make ---------------------------------------------------------------------------------------
+
+
+def test_without_anything_a_small_job_runs_here_for_nothing() -> None:
+    assert job_parameters({}) == {"command": 'python3 -c "print(6*7)"', "providers": ["local"]}
+
+
+def test_what_was_written_becomes_parameters() -> None:
+    assert job_parameters(
+        {
+            "JOB": "python train.py",
+            "GPU": "H100:8",
+            "MAX_PRICE": "20",
+            "PROVIDERS": "aws, local",
+            "ACCOUNT": "team",
+            "FILES": "train.py data",
+            "OUTPUTS": "*.pt",
+        }
+    ) == {
+        "command": "python train.py",
+        "gpu": "H100:8",
+        "max_price": 20.0,
+        "providers": ["aws", "local"],
+        "account": "team",
+        "job": {"files": ["train.py", "data"], "outputs": ["*.pt"]},
+    }
+
+
+def test_a_job_of_ones_own_goes_wherever_it_is_cheapest() -> None:
+    assert "providers" not in job_parameters({"JOB": "nvidia-smi", "GPU": "H100"})
+
+
+def test_a_price_that_is_no_number_is_told() -> None:
+    with pytest.raises(Trouble, match="MAX_PRICE=cheap is no number"):
+        job_parameters({"MAX_PRICE": "cheap"})
+
+
+# --- providers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_tells_prices_answers_troubles_and_what_to_type() -> None:
+    shown, out = display(width=100)
+    overview.show(
+        [
+            Row(provider="local", account="default", answered_in_s=0.04, cheapest={}),
+            Row(provider="aws", account="team", cheapest={}, trouble="the key is no longer valid"),
+            Row(provider="vultr", account="", cheapest={"H100": "$2.30"}),
+        ],
+        shown,
+    )
+    lines = out.getvalue().splitlines()
+    assert lines[0].split("  ")[0] == "provider"
+    assert lines[1].split() == ["local", "none", "needed", "0.0", "s", "-", "-"]
+    assert lines[2].split() == ["aws", "team", "did", "not", "-", "-"]
+    assert lines[3].split() == ["vultr", "none", "$2.30", "-"]
+    assert "aws (team): the key is no longer valid" in lines
+    assert lines[-1] == "Next: make connect PROVIDER=vultr"
+
+
+# --- connect ----------------------------------------------------------------------------------------------------------
+
+
+class Host(BaseModel):
+    address: str = Field(title="Address")
+    port: int = 22
+
+
+class Credentials(Block):
+    """Of a made-up cloud."""
+
+    _block_type_name = "GPU: made up"
+    _block_type_slug = "gpu-made-up"
+
+    api_key: SecretStr = Field(title="API key")
+    hosts: list[Host] = Field(title="Host")
+    region: str = Field(default="eu", title="Region")
+    limit: int = Field(default=3, ge=1, title="Limit")
+
+
+class Saved:
+    """Stands in for saving and for the provider."""
+
+    def __init__(self, refuses: AuthFailed | None = None, missing: tuple[str, ...] = ()) -> None:
+        self.refuses, self.missing = refuses, missing
+        self.credentials_class = Credentials
+        self.asked_with: Credentials | None = None
+
+    def driver_class(self, block: Credentials) -> Any:
+        self.asked_with = block
+
+        def missing_rights() -> list[str]:
+            if self.refuses:
+                raise self.refuses
+            return list(self.missing)
+
+        return SimpleNamespace(missing_rights=missing_rights)
+
+
+class Answers:
+    """Answers in order; remembers which questions hid their answer."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+        self.hidden: list[str] = []
+
+    def __call__(self, question: str, *, secret: bool = False) -> str:
+        if secret:
+            self.hidden.append(question)
+        return self.answers.pop(0)
+
+
+def connected(
+    monkeypatch: pytest.MonkeyPatch, library: Saved, *answers: str
+) -> tuple[str, list[tuple[str, Credentials]], Answers]:
+    saved: list[tuple[str, Credentials]] = []
+    monkeypatch.setattr(connecting, "library", lambda _: library)
+    monkeypatch.setattr(Credentials, "save", lambda self, name, **_: saved.append((name, self)))
+    shown, out = display()
+    ask = Answers(*answers)
+    connecting.connect(SimpleNamespace(), "aws", "team", shown, ask)
+    return out.getvalue(), saved, ask
+
+
+def test_connect_asks_for_what_is_needed_hides_secrets_checks_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Saved(missing=("ec2:RunInstances",))
+    text, saved, ask = connected(monkeypatch, library, "s3cret", "a.example", "b.example", "", "")
+    ((name, block),) = saved
+    assert name == "team"
+    assert block is library.asked_with
+    assert block.api_key.get_secret_value() == "s3cret"
+    assert [host.address for host in block.hosts] == ["a.example", "b.example"]
+    assert (block.region, block.limit) == ("eu", 3)
+    assert ask.hidden == ["API key (or @file): "]
+    assert "missing: ec2:RunInstances" in text
+    assert "s3cret" not in text
+
+
+def test_connect_asks_again_with_the_reason_when_an_answer_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, saved, _ = connected(monkeypatch, Saved(), *("k", "a", "", "y", "us", "0"), *("k", "a", "", "yes", "us", "5"))
+    assert "limit: Input should be greater than or equal to 1" in text
+    assert saved[0][1].limit == 5
+
+
+def test_connect_saves_nothing_that_the_provider_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Trouble, match="aws refuses these credentials, and nothing was saved: wrong key"):
+        connected(monkeypatch, Saved(refuses=AuthFailed("wrong key")), "k", "", "")
+
+
+def test_connect_reads_a_private_key_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "key").write_text("-----BEGIN\nKEY-----\n")
+    _, saved, _ = connected(monkeypatch, Saved(), f"@{tmp_path / 'key'}", "a", "", "")
+    assert saved[0][1].api_key.get_secret_value() == "-----BEGIN\nKEY-----\n"
+
+
+@pytest.mark.parametrize("name", ["", "amazon"])
+def test_connect_lists_the_providers_when_the_name_is_none(name: str) -> None:
+    with pytest.raises(Trouble, match=r"one of ssh, aws, kubernetes"):
+        connecting.provider_named(name)

@@ -1,0 +1,314 @@
+"""Server and worker are found, started and stopped as they should be, and nothing of them stays."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from flows import environment
+from flows.environment import Background, Daemon, Trouble
+
+ROOT = Path(__file__).parents[1]
+SLEEP = ["-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon("sleeper", tmp_path)
+    yield daemon
+    daemon.stop(grace_s=1)
+
+
+def start(daemon: Daemon, arguments: list[str] = SLEEP, **changes: Any) -> subprocess.Popen[bytes]:
+    given: dict[str, Any] = {"kept": False, "url": "http://127.0.0.1:1/api", **changes}
+    return daemon.start(arguments, dict(os.environ), **given)
+
+
+def test_a_running_process_is_found_with_what_was_noted_of_it(daemon: Daemon) -> None:
+    process = start(daemon, kept=True)
+    assert daemon.find() == Background(process.pid, kept=True, url="http://127.0.0.1:1/api")
+
+
+def test_what_is_stopped_is_gone(daemon: Daemon) -> None:
+    process = start(daemon)
+    daemon.stop()
+    assert daemon.find() is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_what_does_not_hear_sigterm_is_killed(daemon: Daemon) -> None:
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    process = start(daemon, ["-c", deaf])
+    while "deaf" not in daemon.log.read_text():
+        time.sleep(0.05)
+    daemon.stop(grace_s=0.3)
+    assert process.wait(5) in (0, -signal.SIGKILL)
+    assert daemon.find() is None
+
+
+def test_a_record_whose_process_is_dead_is_not_believed(daemon: Daemon) -> None:
+    process = start(daemon)
+    process.kill()
+    process.wait(5)
+    assert daemon.record.exists()
+    assert daemon.find() is None
+
+
+def test_a_foreign_process_of_the_same_id_is_not_ours_to_end(daemon: Daemon) -> None:
+    daemon.record.write_text(json.dumps(Background(os.getpid(), kept=False, url="http://127.0.0.1:1/api")._asdict()))
+    daemon.lock.touch()
+    daemon.stop()  # would end this very test
+
+
+def test_a_second_one_is_refused_while_the_first_runs(daemon: Daemon) -> None:
+    start(daemon)
+    with pytest.raises(Trouble, match="wait a moment"):
+        start(daemon)
+
+
+def test_a_wished_port_that_is_taken_is_replaced(free_tcp_port: int) -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        assert environment.free_port(taken) != taken
+    assert environment.free_port(free_tcp_port) == free_tcp_port
+
+
+@pytest.fixture
+def free_tcp_port() -> int:
+    return environment.free_port(0)
+
+
+# --- which server -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A project folder without anything, in an environment without Prefect's variables; its .prefect-gpu."""
+    for variable in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_API_KEY", "FORCE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    return tmp_path / ".prefect-gpu"
+
+
+def test_a_configured_server_is_used_and_none_is_started(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api/")
+    with environment.reached(kept=False, home=clean) as place:
+        assert place.api_url == "https://prefect.example/api"
+        assert not place.is_own
+        assert place.started == []
+
+
+def test_what_make_up_keeps_is_used_and_left(clean: Path) -> None:
+    clean.mkdir()
+    server = Daemon("server", clean)
+    start(server, kept=True, url="http://127.0.0.1:4242/api")
+    try:
+        with environment.reached(kept=False, home=clean) as place:
+            assert place.api_url == os.environ["PREFECT_API_URL"] == "http://127.0.0.1:4242/api"
+            assert place.is_own
+        assert server.find() is not None
+    finally:
+        server.stop()
+
+
+def test_what_a_killed_make_left_is_ended_first(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_start_server", lambda _place: None)
+    clean.mkdir()
+    left = start(Daemon("server", clean))
+    with environment.reached(kept=False, home=clean):
+        assert left.wait(5) is not None
+
+
+def test_two_makes_do_not_share_one_database(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_start_server", lambda _place: None)
+    clean.mkdir()
+    with (clean / "owner.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Trouble, match="Another make is at work"), environment.reached(kept=False, home=clean):
+            pass
+
+
+def test_what_was_started_is_stopped_also_after_an_error(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_sleeper(place: environment.Place) -> None:
+        place.started.append(Daemon("server", place.home))
+        start(place.started[-1])
+
+    monkeypatch.setattr(environment, "_start_server", start_sleeper)
+    with pytest.raises(KeyboardInterrupt), environment.reached(kept=True, home=clean):
+        raise KeyboardInterrupt
+    assert Daemon("server", clean).find() is None
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Trouble, match="cannot be written"):
+        environment.make_home(tmp_path / "file" / ".prefect-gpu")
+
+
+class Api(BaseHTTPRequestHandler):
+    """As much of Prefect's API as `make down` asks."""
+
+    running: ClassVar[list[dict[str, str]]] = []
+    status: ClassVar[int] = 200
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("set_state"):
+            Api.running = []
+        self._answer(Api.running)
+
+    def _answer(self, content: Any) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Api) as http:
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/api"
+        http.shutdown()
+    Api.running, Api.status = [], 200
+
+
+def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
+    clean: Path, api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean.mkdir()
+    server = Daemon("server", clean)
+    process = start(server, kept=True, url=api)
+    Api.running = [{"id": "1", "name": "brave-otter"}]
+    with pytest.raises(Trouble, match=r"1 job is at work \(brave-otter\).*FORCE=1"):
+        environment.down(clean)
+    assert server.find() is not None
+    monkeypatch.setenv("FORCE", "1")
+    assert environment.down(clean) == 0
+    assert Api.running == []
+    assert server.find() is None
+    assert process.wait(5) == -signal.SIGTERM
+    assert "stopped" in capsys.readouterr().out
+
+
+def test_down_without_anything_up_says_so(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert environment.down(clean) == 0
+    assert capsys.readouterr().out == "Nothing is up.\n"
+
+
+def test_an_address_that_is_not_prefects_is_told(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.unreachable(api) is None
+    monkeypatch.setattr(Api, "status", 404)
+    assert environment.unreachable(api) == "answers 404, which is not Prefect's API"
+    assert environment.unreachable("http://127.0.0.1:9/api") == "does not answer"
+
+
+# --- the whole way, with a real server and worker ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this project, so that a developer's own .prefect-gpu is left alone."""
+    copy = tmp_path_factory.mktemp("project")
+    for name in ("flows", "providers", "blocks"):
+        for path in (ROOT / name).rglob("*.py"):
+            target = copy / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (copy / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    return copy
+
+
+def words(project: Path, word: str, **variables: str) -> subprocess.Popen[str]:
+    environment_of_it = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment_of_it |= {"XDG_STATE_HOME": str(project / "state"), **variables}
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows", word],
+        cwd=project,
+        env=environment_of_it,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def nothing_runs(project: Path) -> bool:
+    home = project / ".prefect-gpu"
+    return Daemon("server", home).find() is None and Daemon("worker", home).find() is None
+
+
+@pytest.mark.server
+@pytest.mark.timeout(400)
+def test_run_shows_the_six_steps_and_leaves_nothing_running(project: Path) -> None:
+    shown, told = words(project, "run").communicate(timeout=300)
+    starts = [line[:2] for line in shown.splitlines() if line[:1].isdigit()]
+    assert starts == ["1 ", "2 ", "3 ", "4 ", "5 ", "6 "], shown + told
+    assert "  | 42\n" in shown
+    assert "instances left behind: 0" in shown
+    assert "Next: " in shown
+    assert "\x1b" not in shown + told
+    assert not [line for line in told.splitlines() if not line.endswith(" ...")], told
+    assert nothing_runs(project)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(400)
+def test_ctrl_c_cancels_the_job_and_waits_until_its_machine_is_given_back(project: Path) -> None:
+    run = words(project, "run", JOB="echo here; sleep 300")
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "here" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    shown, told = run.communicate(timeout=150)
+    assert run.returncode == 130, shown + told
+    assert "Cancelling: " in shown
+    assert "instances left behind: 0" in shown
+    assert "Traceback" not in shown + told
+    assert nothing_runs(project)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_up_keeps_server_and_worker_for_many_runs_until_down(project: Path) -> None:
+    up = words(project, "up")
+    shown, told = up.communicate(timeout=300)
+    try:
+        assert up.returncode == 0, shown + told
+        assert "Prefect UI   http://127.0.0.1:" in shown
+        both = [words(project, "run", JOB=f"echo {word}") for word in ("one", "two")]
+        for run, word in zip(both, ("one", "two"), strict=True):
+            shown, told = run.communicate(timeout=300)
+            assert run.returncode == 0, shown + told
+            assert f"  | {word}\n" in shown
+        assert not nothing_runs(project)
+    finally:
+        down = words(project, "down")
+        shown, told = down.communicate(timeout=100)
+    assert down.returncode == 0, shown + told
+    assert nothing_runs(project)
