@@ -12,8 +12,8 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import SyncClientContext
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
@@ -44,11 +44,11 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """
     del state
     log: Any = flow_run_logger(flow_run, flow).getChild("steps")
-    with get_client(sync_client=True) as client:
-        now = _read_run(client, flow_run.id)
+    with SyncClientContext.get_or_create() as prefect:
+        now = _read_run(prefect.client, flow_run.id)
         if now is not None and not _is_over(now):  # `flow_run` may be old: another process may run it by now
             return
-        record = Record.read(flow_run.id, client)
+        record = Record.read(flow_run.id)
     for attempt in [one for one in record.attempts if one.may_cost]:
         try:
             library = registry.library(attempt.provider)
@@ -156,7 +156,7 @@ def _unread(listings: dict[tuple[str, str], Listing | str]) -> list[str]:
 def _judged(listings: dict[tuple[str, str], Listing | str], own: str, other: str | None) -> list[Found]:
     """Everything under names that parse, each with the reason to end it or none."""
     found: list[Found] = []
-    with get_client(sync_client=True) as client:
+    with SyncClientContext.get_or_create() as prefect:
         runs: dict[UUID, tuple[FlowRun | None, Record]] = {}
         for (provider, account), listing in listings.items():
             if isinstance(listing, str):
@@ -168,7 +168,7 @@ def _judged(listings: dict[tuple[str, str], Listing | str], own: str, other: str
                 price = next((one.price for one in things if isinstance(one, Instance)), None)
                 if lease.realm == own:
                     if lease.run_id not in runs:
-                        runs[lease.run_id] = (_read_run(client, lease.run_id), Record.read(lease.run_id, client))
+                        runs[lease.run_id] = (_read_run(prefect.client, lease.run_id), Record.read(lease.run_id))
                     why = _why_end(lease, name, *runs[lease.run_id])
                 elif lease.realm == other:
                     why = "its lease is over, and the operator named its realm" if lease.is_over else None
@@ -231,8 +231,8 @@ def _why_end(lease: Lease, name: str, run: FlowRun | None, record: Record) -> st
 def _missing_credentials(known: set[str]) -> list[str]:
     """Accounts on which instances live by the records, but whose credentials are not saved any more."""
     question = {"artifacts": {"key": {"like_": "attempts-%"}}, "sort": "UPDATED_DESC", "limit": 200}
-    with get_client(sync_client=True) as client:
-        rows = client.request("POST", "/artifacts/latest/filter", json=question).json()
+    with SyncClientContext.get_or_create() as prefect:
+        rows = prefect.client.request("POST", "/artifacts/latest/filter", json=question).json()
     troubles: set[str] = set()
     for row in rows:
         for attempt in Record.parse(row["data"]):

@@ -48,7 +48,7 @@ def clock_time(moment: datetime) -> str:
 
 def dollars(amount: float) -> str:
     """`$13.61`; four places below ten cents, where two would say nothing."""
-    return f"${amount:.4f}" if 0 < amount < 0.1 else f"${amount:.2f}"
+    return f"${amount:.4f}" if 0.00005 <= amount < 0.1 else f"${amount:.2f}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -24,6 +24,7 @@ from providers.core import loopback
 from providers.core.contract import Billing, Capabilities, Provider
 from providers.core.errors import InvalidRequest, NoCapacity, NotFound, ProviderError, Transient, Unsupported
 from providers.core.gpus import gpu_memory_gb, gpu_name
+from providers.core.library import TaskLibrary
 from providers.core.matching import fits
 from providers.core.models import (
     Availability,
@@ -283,3 +284,6 @@ def _memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):
             total = min(total, int(Path(limit).read_text(encoding="ascii")))
     return total
+
+
+tasks = TaskLibrary(Local)

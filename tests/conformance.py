@@ -13,7 +13,7 @@
                 )
 
 A test that needs a fault that the driver's test cannot inject is skipped with the reason, never passed. `Faults` says what each
-fault is; override those that the vendor's fake has.
+fault is; override those that the vendor's fake has. Long because the contract is read here from top to bottom, in one place.
 """
 
 from __future__ import annotations

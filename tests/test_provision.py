@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ class Rented:
             ((order.ordered_at, order.ended_at) for cloud in self.clouds.values() for order in cloud.orders()),
             key=lambda times: times[0],
         )
-        for (_, ended), (began, _) in zip(orders, orders[1:], strict=False):
+        for (_, ended), (began, _) in itertools.pairwise(orders):
             assert ended is not None
             assert ended <= began, "two instances were alive at the same time"
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from prefect.blocks.core import Block
 from prefect.blocks.system import Secret
-from prefect.client.orchestration import get_client
+from prefect.context import SyncClientContext
 from pydantic import SecretStr
 
 from blocks.registry import GpuRegistry
@@ -24,8 +24,8 @@ def slug(provider: str) -> str:
 def saved(slugs: list[str]) -> dict[str, list[str]]:
     """Names of the saved blocks of these types; one question to the Prefect API, no secret read."""
     question = {"block_types": {"slug": {"any_": slugs}}, "include_secrets": False}
-    with get_client(sync_client=True) as client:
-        answer = client.request("POST", "/block_documents/filter", json=question)
+    with SyncClientContext.get_or_create() as prefect:
+        answer = prefect.client.request("POST", "/block_documents/filter", json=question)
     names: dict[str, list[str]] = {}
     for document in cast("list[dict[str, Any]]", answer.json()):
         names.setdefault(document["block_type"]["slug"], []).append(document["name"])

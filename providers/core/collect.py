@@ -97,7 +97,14 @@ def from_offers(offers: Iterable[Offer], source: str) -> Collection:
 
 def read_csv(provider: str, file: IO[bytes], source: str, collected_at: datetime) -> Collection:
     """Rows in gpuhunt's format. InvalidRequest if it is not that format at all."""
-    rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline=""))
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    try:
+        return _read_rows(provider, csv.reader(text), source, collected_at)
+    finally:
+        text.detach()  # the file is its opener's
+
+
+def _read_rows(provider: str, rows: Any, source: str, collected_at: datetime) -> Collection:
     try:
         header = next(rows, list[str]())
     except csv.Error:

@@ -153,6 +153,12 @@ class HostKeyMismatch(NotReady):
     short = "wrong host key"
 
 
+class LoginRefused(NotReady):
+    """The machine is who it should be and refuses our key: not ready while it boots (the key comes last), an error of the block after."""
+
+    short = "login refused"
+
+
 class LinkLost(Transient):
     """The connection to the machine broke; the job there goes on."""
 

@@ -144,7 +144,6 @@ def _also(requirements: Requirements, known: Sequence[str]) -> list[str]:
         min_gpu_count=first.count_min,
         max_gpu_count=first.count_max,
         min_gpu_memory=0.75 * memory,
-        gpu_vendor=requirements.gpu_vendor,
     )
     asked_names = {name.lower() for request in requirements.gpu for name in request.names}
     cheapest: dict[str, Offer] = {}
@@ -156,7 +155,7 @@ def _also(requirements: Requirements, known: Sequence[str]) -> list[str]:
 
 
 def _where(offer: Offer) -> str:
-    return offer.provider if offer.provider == "local" else f"{offer.provider} {offer.scope}"
+    return offer.provider if offer.provider == "local" else f"{offer.provider} {offer.scope}".strip()
 
 
 def _or(numbers: Sequence[int]) -> str:

@@ -143,21 +143,20 @@ def download(
     place = machine.job_directory(job_id)
     entries = machine.persist(lambda link: _list(link, place, should_stop), should_stop, lost_after_s)
     wanted, missing = listing.match(entries, patterns)
-    destination.mkdir(parents=True, exist_ok=True)
-    root = destination.resolve()
+    into = _Destination(destination)
     for entry in wanted:
         if entry.kind == "d":
-            _inside(root, entry.name).mkdir(parents=True, exist_ok=True)
+            into.place(entry.name).mkdir(exist_ok=True)
     files = [entry for entry in wanted if entry.kind == "f"]
     done: list[str] = []
 
     def fetch(link: Connection) -> None:
-        _fetch(link, place, files[len(done) :], root, done, should_stop, is_checked=is_checked)
+        _fetch(link, place, files[len(done) :], into, done, should_stop, is_checked=is_checked)
 
     if files:
         machine.persist(fetch, should_stop, lost_after_s)
     left_out = [entry.name for entry in wanted if entry.kind not in {"f", "d", "l"}]
-    left_out += _make_links(root, [entry for entry in wanted if entry.kind == "l"])
+    left_out += _make_links(into, [entry for entry in wanted if entry.kind == "l"])
     brought = tuple(entry.name for entry in wanted if entry.kind in {"f", "l"} and entry.name not in set(left_out))
     return Brought(brought, missing, tuple(left_out), sum(entry.size for entry in files))
 
@@ -277,7 +276,7 @@ def _fetch(
     link: Connection,
     place: str,
     files: Sequence[Entry],
-    root: Path,
+    into: _Destination,
     done: list[str],
     should_stop: ShouldStop,
     *,
@@ -301,7 +300,7 @@ exit $code"""
         channel.sendall(names)
         rest = b""
         for entry in files:
-            rest = _store(channel, entry, root, rest, hashed)
+            rest = _store(channel, entry, into, rest, hashed)
             if hashed is None:
                 done.append(entry.name)
         if rest or channel.recv(1):
@@ -315,10 +314,9 @@ exit $code"""
     _attended(link, script, read, should_stop)
 
 
-def _store(channel: ScriptChannel, entry: Entry, root: Path, rest: bytes, hashed: Hash | None) -> bytes:
+def _store(channel: ScriptChannel, entry: Entry, into: _Destination, rest: bytes, hashed: Hash | None) -> bytes:
     """Write one file of the stream that begins with `rest`; what belongs to the next one."""
-    path = _inside(root, entry.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = into.place(entry.name)
     path.unlink(missing_ok=True)
     left = entry.size
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -338,32 +336,43 @@ def _store(channel: ScriptChannel, entry: Entry, root: Path, rest: bytes, hashed
     return rest
 
 
-def _inside(root: Path, name: str) -> Path:
-    """Where a checked name goes; refused if a link that was there before leads out of the destination."""
-    path = root / name
-    if not path.parent.resolve().is_relative_to(root):
-        raise InvalidRequest(f"{name!r} would be written outside {root}, over a link that stands there")
-    return path
+class _Destination:
+    """A folder that nothing is written outside of, whatever links stand in it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.root = folder.resolve()
+        self._safe = {self.root}  # parents that were looked at: ten thousand files share few
+
+    def place(self, name: str) -> Path:
+        """Where a checked name goes; its parent is there then."""
+        path = self.root / name
+        parent = path.parent
+        if parent not in self._safe:
+            if not parent.resolve().is_relative_to(self.root):
+                raise InvalidRequest(f"{name!r} would be written outside {self.root}, over a link that stands there")
+            parent.mkdir(parents=True, exist_ok=True)
+            self._safe.add(parent)
+        return path
 
 
-def _make_links(root: Path, links: Sequence[Entry]) -> list[str]:
+def _make_links(into: _Destination, links: Sequence[Entry]) -> list[str]:
     """Make the links that stay inside; the names of the others."""
     made: list[Entry] = []
     left_out: list[str] = []
     for entry in links:
-        path = _inside(root, entry.name)
+        path = into.place(entry.name)
         if entry.target.startswith("/") or path.is_dir():
             left_out.append(entry.name)
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(entry.target)
         made.append(entry)
     # Only now: where a link leads may depend on the others.
     for entry in made:
-        path = root / entry.name
+        path = into.root / entry.name
         try:
-            stays = path.resolve().is_relative_to(root)
+            stays = path.resolve().is_relative_to(into.root)
         except (OSError, RuntimeError):  # a loop
             stays = False
         if not stays:

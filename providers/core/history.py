@@ -92,6 +92,36 @@ def of(
     return sorted(found, key=lambda one: (one.now is None, one.now or 0.0, one.provider, one.region))
 
 
+def cheapest_anywhere(series: Iterable[Series]) -> dict[tuple[str, bool], list[tuple[datetime, float | None]]]:
+    """By provider and spot: the cheapest of all regions and memory sizes at each moment that anything changed."""
+    grouped: dict[tuple[str, bool], list[Series]] = {}
+    for one in series:
+        grouped.setdefault((one.provider, one.spot), []).append(one)
+    merged: dict[tuple[str, bool], list[tuple[datetime, float | None]]] = {}
+    for key, of_key in grouped.items():
+        changes = sorted(
+            (at, number, price) for number, one in enumerate(of_key) for at, price in _sortable(one.points)
+        )
+        held: dict[int, float] = {}
+        line = merged[key] = []
+        for at, number, price in changes:
+            held[number] = price
+            lowest = min(held.values())
+            value = None if lowest == _GONE else lowest
+            if line and line[-1][0] == at:
+                line[-1] = (at, value)
+            elif not line or line[-1][1] != value:
+                line.append((at, value))
+    return merged
+
+
+_GONE: Final = float("inf")
+
+
+def _sortable(points: Iterable[tuple[datetime, float | None]]) -> list[tuple[datetime, float]]:
+    return [(at, _GONE if price is None else price) for at, price in points]
+
+
 _SeriesKey = tuple[str, float, int, str, str]
 
 

@@ -1,4 +1,4 @@
-"""A job's output in Prefect's log: posted directly, bounded, from a thread of its own that reads the log file.
+r"""A job's output in Prefect's log: posted directly, bounded, from a thread of its own that reads the log file.
 
 One record a line would be 331 lines/s and 560 MB of SQLite for a million lines; here a record holds up to 16 KB and ends at a line
 (Prefect Cloud takes 25,000 characters), and 50 go in one request. What follows the job only says how far the file has grown, so
@@ -6,25 +6,29 @@ a slow or absent API holds up nothing and costs no memory: posting goes on when 
 
 The logger's name says how far the output has been shown: `job@1048576`. After `cap_bytes` one record says that the rest is in the log
 file, then one a minute says how much there is, and the last lines come at the end. Decoded with replacement; of a line that
-overwrites itself with `\\r` (a progress bar) what would stay on a terminal is shown.
+overwrites itself with `\r` (a progress bar) what would stay on a terminal is shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run, task_run
 
 from providers.core.models import utc_now
 
@@ -76,10 +80,18 @@ def shown_until(flow_run_id: UUID, client: ClientFactory = _prefect) -> int:
     return 0
 
 
+class _Said(NamedTuple):
+    """What a log past its cap was told already."""
+
+    cut: bool = False
+    end: bool = False
+    progress_at: float = 0.0
+
+
 class JobLog:
     """Shows a growing log file in a run's log, from byte `start` on.
 
-    `wrote` is an `on_output` of `Machine.run`: it only notes how far the file has grown. `close` must be called.
+    `output` is an `on_output` of `Machine.run`: it only notes how far the file has grown. `close` must be called.
     """
 
     def __init__(
@@ -90,21 +102,22 @@ class JobLog:
         *,
         start: int = 0,
         cap_bytes: int = CAP_BYTES,
+        note: Callable[[str], object] = _log.warning,
         client: ClientFactory = _prefect,
     ) -> None:
         self._path = path
         self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
         self._client = client
+        self.note = note  # an `on_link` of Machine.run
         self._cap = cap_bytes
         self._position = start  # shown up to here
         self._grown_to = start
         self._grown_at = 0.0
-        self._is_closing = False
         self._give_up_at: float | None = None
+        self._closing = threading.Event()
         self._wake = threading.Event()
         self._last_stamp = utc_now()
-        self._has_said_cut = False
-        self._next_progress = 0.0
+        self._said = _Said()
         context = contextvars.copy_context()  # Prefect's settings live in it
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="prefect-gpu job log", daemon=True)
         self._thread.start()
@@ -119,7 +132,7 @@ class JobLog:
         """Where the cap cut the output, or None."""
         return self._cap if self._grown_to > self._cap else None
 
-    def wrote(self, offset: int, data: bytes) -> None:
+    def output(self, offset: int, data: bytes) -> None:
         """The log file has grown."""
         self._grown_to = max(self._grown_to, offset + len(data))
         self._grown_at = time.monotonic()
@@ -128,44 +141,140 @@ class JobLog:
     def close(self, timeout_s: float = 5.0) -> int:
         """Show what is left; how many bytes could not be shown because Prefect's API did not answer in time."""
         self._give_up_at = time.monotonic() + timeout_s
-        self._is_closing = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s + 1.0)
         missing = max(0, min(self._grown_to, self._cap) - self._position)
         if missing:
-            _log.warning(
-                "Prefect's API did not answer: the last %d bytes of the job's output are in its log file only", missing
+            self.note(
+                f"Prefect took no more log records: the last {missing:,} bytes of the output are in the log file only"
             )
         return missing
 
     # --- the thread -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        pause = _FIRST_PAUSE_S
         retry = _FIRST_PAUSE_S
         while True:
             try:
                 with self._client() as api:
-                    while True:
-                        is_closing = self._is_closing  # before reading: what came until then is shown
-                        posted = self._post(api, is_final=is_closing)
-                        retry = _FIRST_PAUSE_S
-                        if posted:
-                            # Nothing new at the end of a pause: the next line is the first after a silence again.
-                            self._wake.clear()
-                            if self._grown_to <= self._position and not self._is_closing and not self._wake.wait(pause):
-                                pause = _FIRST_PAUSE_S
-                            elif not is_closing:
-                                self._rest(pause)
-                                pause = min(_LONGEST_PAUSE_S, pause * 2)
-                        elif is_closing:
-                            return
-                        else:
-                            self._wake.wait(self._patience())
-                            self._wake.clear()
+                    self._show(api)
+                    return
             except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises, the job goes on
                 _log.debug("Prefect's API takes no log records: %s", error)
-                if self._give_up_at is not None and time.monotonic() > self._give_up_at:
-                    return
-                self._rest(retry)
-                retry = min(_LONGEST_RETRY_S, retry * 2)
+            if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                return
+            if self._closing.wait(retry):
+                time.sleep(_FIRST_PAUSE_S)
+            retry = min(_LONGEST_RETRY_S, retry * 2)
+
+    def _show(self, api: LogsClient) -> None:
+        """Post until closed. A line after a silence goes at once, a stream of them in ever larger batches."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            is_closing = self._closing.is_set()  # read first: what was written before is shown
+            self._wake.clear()
+            if self._post(api, is_final=is_closing):
+                self._closing.wait(pause)
+                pause = min(_LONGEST_PAUSE_S, pause * 2) if self._grown_to > self._position else _FIRST_PAUSE_S
+            elif is_closing:
+                return
+            elif self._position < self._cap:
+                self._wake.wait(_PARTIAL_LINE_S if self._position < self._grown_to else None)
+            else:
+                self._closing.wait(_LONGEST_PAUSE_S)
+
+    def _post(self, api: LogsClient, *, is_final: bool) -> bool:
+        """Post one batch; whether there was one."""
+        end = min(self._grown_to, self._cap)
+        records: list[dict[str, Any]] = []
+        position = self._position
+        if position < end:
+            is_old = time.monotonic() - self._grown_at >= _PARTIAL_LINE_S
+            with self._path.open("rb") as log:
+                while len(records) < BATCH and position < end:
+                    log.seek(position)
+                    data = _record(log.read(min(RECORD_BYTES, end - position)), takes_partial=is_final or is_old)
+                    if not data:
+                        break
+                    position += len(data)
+                    records.append(self._record(position, _readable(data)))
+        said = self._said
+        if position >= self._cap and self._grown_to > self._cap:
+            more, said = self._after_the_cap(is_final=is_final)
+            records += more
+        if not records:
+            return False
+        api.create_logs(records)
+        self._position = position
+        self._said = said
+        return True
+
+    def _after_the_cap(self, *, is_final: bool) -> tuple[list[dict[str, Any]], _Said]:
+        now = time.monotonic()
+        records: list[dict[str, Any]] = []
+        said = self._said
+        if not said.cut:
+            said = said._replace(cut=True, progress_at=now + _PROGRESS_S)
+            text = f"... cut here after {self._cap:,} bytes: the whole output is in the log file"
+            records.append(self._record(self._cap, text))
+        elif now >= said.progress_at and not is_final:
+            said = said._replace(progress_at=now + _PROGRESS_S)
+            text = f"... {self._grown_to:,} bytes of output in the log file so far"
+            records.append(self._record(self._grown_to, text))
+        if is_final and not said.end:
+            said = said._replace(end=True)
+            start = max(self._cap, self._grown_to - RECORD_BYTES)
+            with self._path.open("rb") as log:
+                log.seek(start)
+                tail = log.read(self._grown_to - start)
+            if start > self._cap:
+                tail = tail.partition(b"\n")[2] or tail  # from the beginning of a line
+            text = f"... the end of {self._grown_to:,} bytes of output:\n{_readable(tail)}"
+            records.append(self._record(self._grown_to, text))
+        return records, said
+
+    def _record(self, shown_until: int, message: str) -> dict[str, Any]:
+        # Prefect sorts by time, so no two records have the same.
+        self._last_stamp = max(utc_now(), self._last_stamp + timedelta(microseconds=1))
+        stamp = self._last_stamp.isoformat()
+        return {"name": f"job@{shown_until}", "level": 20, "message": message, "timestamp": stamp, **self._run}
+
+
+@contextlib.contextmanager
+def posting(path: Path) -> Generator[JobLog]:
+    """A JobLog of the flow or task run that this is called in, going on where its log ends; closed at the end."""
+    run_id, task_id = flow_run.get_id(), task_run.get_id()
+    if run_id is None:
+        raise RuntimeError("a job's output goes to the log of a run: call this in a flow or task")
+    start = shown_until(UUID(run_id)) if (flow_run.get_run_count() or 0) > 1 else 0
+    log = JobLog(path, UUID(run_id), UUID(task_id) if task_id else None, start=start, note=get_run_logger().warning)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _record(data: bytes, *, takes_partial: bool) -> bytes:
+    """As much of `data` as makes a record: whole lines, or a piece of a line that is longer than a record or overdue."""
+    end = data.rfind(b"\n") + 1
+    if end:
+        return data[:end]
+    if len(data) < RECORD_BYTES and not takes_partial:
+        return b""
+    for back in range(1, min(4, len(data)) + 1):  # do not cut a character in two
+        lead = data[-back]
+        if lead >= 0xC0:
+            width = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return data[:-back] or data if back < width else data
+        if lead < 0x80:
+            break
+    return data
+
+
+def _readable(data: bytes) -> str:
+    # PostgreSQL stores no NUL in a text.
+    text = data.decode(errors="replace").replace("\0", "\ufffd").removesuffix("\n")
+    if "\r" not in text:
+        return text
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))

@@ -11,6 +11,7 @@ here and nowhere else. Every task has `NO_CACHE`: two equal orders are two order
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -24,9 +25,9 @@ from prefect.tasks import Task
 
 from blocks.realm import GpuRealm
 from providers.core import accounts, images, keys, orders, running, shared_prices
-from providers.core.aside import never
+from providers.core.aside import Stopped, never
 from providers.core.contract import Capabilities, Connection, Provider
-from providers.core.errors import InstanceFailed, RateLimited, Transient, Unsupported
+from providers.core.errors import InstanceFailed, ProviderError, RateLimited, Transient, Unsupported
 from providers.core.jobs import Machine, Wrap
 from providers.core.lease import Lease
 from providers.core.models import (
@@ -59,6 +60,20 @@ def lease_deadline(offer: Offer, capabilities: Capabilities, job: Job) -> dateti
     """When the lease of an order placed now ends: boot, files, job and resumes; a resume never extends it."""
     boot_s = offer.boot_deadline_s or capabilities.boot_deadline_s
     return utc_now() + timedelta(seconds=boot_s + FILES_S + job.timeout_s + RESUMES_S)
+
+
+class _PlainRefusals(logging.Filter):
+    """What a provider refuses is said in its sentence: a traceback of ours would tell a user nothing."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        failure = record.exc_info[1] if record.exc_info else None
+        if isinstance(failure, ProviderError | Stopped):
+            said = f"{failure.short}: {failure.message}" if isinstance(failure, ProviderError) else str(failure)
+            record.msg, record.args, record.exc_info, record.exc_text = said, (), None, None
+        return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_PlainRefusals())
 
 
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -318,7 +318,8 @@ def _note(provider: str, collection: Collection, kept: list[Price], found: _Find
             found.add(PLACE, place.zone or place.region)
     _note_spot(kept, found)
     amounts = [offer.price for offer in collection.prices]
-    if any(second < first for first, second in pairwise(amounts)):
+    is_gpuhunts = "gpuhunt" in collection.source.lower()
+    if is_gpuhunts and any(second < first for first, second in pairwise(amounts)):
         found.add(SORTED, "not by price")
     hours = (utc_now() - collection.collected_at).total_seconds() / 3600
     if hours > 48:

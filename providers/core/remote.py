@@ -18,7 +18,7 @@ import paramiko
 from paramiko.packet import Packetizer
 
 from providers.core.contract import Connection
-from providers.core.errors import AuthFailed, HostKeyMismatch, LinkLost, NotReady
+from providers.core.errors import AuthFailed, HostKeyMismatch, LinkLost, LoginRefused, NotReady
 from providers.core.keys import fingerprint
 from providers.core.models import KeyPair, SshEndpoint, SshJump
 
@@ -47,7 +47,7 @@ def connect(
 
     `host_key` (else the endpoint's own) is the only one accepted. Without any, the key is pinned on first use if `on_first_use`
     is given, which is told the key before anything is sent; otherwise it is refused. Raises NotReady (refused, silent, no banner),
-    HostKeyMismatch (with both fingerprints), AuthFailed (the client key is refused).
+    HostKeyMismatch (with both fingerprints), LoginRefused, all of which are NotReady; AuthFailed for a private key that is none.
     """
     deadline = time.monotonic() + timeout_s
     jump = _jump(endpoint.jump, deadline, on_first_use) if endpoint.jump else None
@@ -64,7 +64,7 @@ def connect(
         )
     except BaseException:
         if jump is not None:
-            jump.close()
+            _hang_up(*jump)
         raise
     return SshConnection(transport, link, jump)
 
@@ -72,7 +72,7 @@ def connect(
 class SshConnection:
     """A logged-in connection, watched: within 20 s of the last sign of life it closes itself, and its channels end."""
 
-    def __init__(self, transport: Any, link: _Link | _JumpedLink, jump: Any = None) -> None:
+    def __init__(self, transport: Any, link: _Link | _JumpedLink, jump: _Hop | None = None) -> None:
         self._transport = transport
         self._link = link
         self._jump = jump
@@ -94,10 +94,9 @@ class SshConnection:
 
     def close(self) -> None:
         self._closed.set()
-        self._transport.close()
-        self._link.close()
+        _hang_up(self._transport, self._link)
         if self._jump is not None:
-            self._jump.close()
+            _hang_up(*self._jump)
 
     def _watch(self) -> None:
         # paramiko's set_keepalive wants no answer, so it never notices that none comes; a request that wants one blocks, so
@@ -138,8 +137,11 @@ class SshChannel:
             self._channel.shutdown_write()
 
     def recv(self, size: int) -> bytes:
-        self._drain_errors()
-        data: bytes = self._channel.recv(size)
+        try:  # reading widens the window, which writes
+            self._drain_errors()
+            data: bytes = self._channel.recv(size)
+        except (OSError, EOFError, paramiko.SSHException):
+            return b""
         return data
 
     def exit_status(self, timeout_s: float) -> int:
@@ -153,7 +155,8 @@ class SshChannel:
         raise LinkLost("the link to the machine is lost")
 
     def error_text(self) -> str:
-        self._drain_errors()
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._drain_errors()
         return bytes(self._errors).decode(errors="replace")
 
     def close(self) -> None:
@@ -205,11 +208,19 @@ class _JumpedLink:
         return getattr(self._channel, name)
 
 
-def _dial(host: str, port: int, deadline: float, jump: Any) -> _Link | _JumpedLink:
+_Hop = tuple[Any, _Link | _JumpedLink]  # a logged-in transport and what it goes over
+
+
+def _hang_up(transport: Any, link: _Link | _JumpedLink) -> None:
+    transport.close()
+    link.close()  # a transport that has ended by itself leaves it open
+
+
+def _dial(host: str, port: int, deadline: float, jump: _Hop | None) -> _Link | _JumpedLink:
     if jump is not None:
         try:
             return _JumpedLink(
-                jump.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=_left(deadline))
+                jump[0].open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=_left(deadline))
             )
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise NotReady(f"the jump host does not reach {host}:{port}: {error}") from error
@@ -225,10 +236,11 @@ def _dial(host: str, port: int, deadline: float, jump: Any) -> _Link | _JumpedLi
     return link
 
 
-def _jump(jump: SshJump, deadline: float, on_first_use: Callable[[str], None] | None) -> Any:
+def _jump(jump: SshJump, deadline: float, on_first_use: Callable[[str], None] | None) -> _Hop:
     link = _dial(jump.host, jump.port, deadline, None)
     where = f"the jump host {jump.host}:{jump.port}"
-    return _log_in(link, where, jump.user, jump.private_key.get_secret_value(), jump.host_key, deadline, on_first_use)
+    private_key = jump.private_key.get_secret_value()
+    return _log_in(link, where, jump.user, private_key, jump.host_key, deadline, on_first_use), link
 
 
 def _log_in(
@@ -240,8 +252,8 @@ def _log_in(
     deadline: float,
     on_first_use: Callable[[str], None] | None,
 ) -> Any:
-    key = _private_key(private_key)
     try:
+        key = _private_key(private_key)
         transport = _Transport(link, packetizer_class=_Packetizer)
     except BaseException:
         link.close()
@@ -260,8 +272,7 @@ def _log_in(
         transport.auth_timeout = _left(deadline)
         _authenticate(transport, where, user, key)
     except BaseException:
-        transport.close()
-        link.close()
+        _hang_up(transport, link)
         raise
     return transport
 
@@ -302,12 +313,12 @@ def _authenticate(transport: Any, where: str, user: str, key: Any) -> None:
         missing = transport.auth_publickey(user, key)
     except paramiko.AuthenticationException as error:
         if transport.is_active() and "timeout" not in str(error).lower():
-            raise AuthFailed(f"{where} refuses the key of the user {user}") from error
+            raise LoginRefused(f"{where} refuses the key of the user {user}") from error
         raise NotReady(f"{where} closed the connection during the login") from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise NotReady(f"{where} closed the connection during the login") from error
     if missing:
-        raise AuthFailed(f"{where} wants more than a key from the user {user}: {', '.join(missing)}")
+        raise LoginRefused(f"{where} wants more than a key from the user {user}: {', '.join(missing)}")
 
 
 def _left(deadline: float) -> float:

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
-from providers.core import files, images, machine_check
+from providers.core import files, images, joblog, machine_check
 from providers.core.aside import Stopped, never
 from providers.core.errors import InstanceFailed
-from providers.core.joblog import JobLog
 from providers.core.jobs import Machine
 from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements
 
@@ -52,24 +50,12 @@ def run_on(
         images.prepare(machine, spec, should_stop)
     files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
     path = folder / LOG
-    log = _shown(path)
-    try:
-        result = machine.run(
-            spec, path, log.wrote if log else None, should_stop, on_link=get_run_logger().warning if log else None
-        )
-    finally:
-        if log:
-            log.close()
+    warn = get_run_logger().warning
+    with joblog.posting(path) as log:
+        result = machine.run(spec, path, log.output, should_stop, on_link=warn)
     if result is None:
         raise Stopped(should_stop() or "stopped")
     brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
     for pattern in brought.missing:
-        get_run_logger().warning("the job left nothing that %s matches", pattern)
-    return result.model_copy(update={"outputs": brought.paths, "log_cut_at": log.cut_at if log else None})
-
-
-def _shown(path: Path) -> JobLog | None:
-    """The job's output in the log of the flow run around this call; None outside of any."""
-    task, flow = TaskRunContext.get(), FlowRunContext.get()
-    run_id = task.task_run.flow_run_id if task else flow.flow_run.id if flow and flow.flow_run else None
-    return JobLog(path, run_id, task.task_run.id if task else None) if run_id else None
+        warn("the job left nothing that %s matches", pattern)
+    return result.model_copy(update={"outputs": brought.paths, "log_cut_at": log.cut_at})

@@ -91,7 +91,13 @@ def start_script(connection: Connection, script: str) -> ScriptChannel:
 def run_script(connection: Connection, script: str, stdin: bytes = b"", *, timeout_s: float = 30.0) -> Finished:
     """Run a script to its end; LinkLost when the link breaks or the time is over."""
     channel = start_script(connection, script)
-    timer = threading.Timer(timeout_s, channel.close)
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        channel.close()
+
+    timer = threading.Timer(timeout_s, give_up)
     timer.daemon = True
     timer.start()
     try:
@@ -103,7 +109,7 @@ def run_script(connection: Connection, script: str, stdin: bytes = b"", *, timeo
             output += data
         return Finished(channel.exit_status(timeout_s=10.0), bytes(output), channel.error_text())
     except LinkLost as error:
-        if not timer.is_alive():
+        if is_late.is_set():
             raise LinkLost(f"the machine did not finish within {timeout_s:g} s") from error
         raise
     finally:

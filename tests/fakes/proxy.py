@@ -20,6 +20,7 @@ class Proxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self.connections = 0
+        self._cut_at: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self) -> None:
@@ -31,6 +32,10 @@ class Proxy:
         for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def cut_after(self, size: int) -> None:
+        """All connections end when so many more bytes have passed."""
+        self._cut_at = size
 
     def thaw(self, *, forget: bool = True) -> None:
         """New connections pass again; those that were frozen end (`forget`) or go on."""
@@ -75,6 +80,11 @@ class Proxy:
                 if self._is_over:
                     return
                 sink.sendall(data)
+                if self._cut_at is not None:
+                    self._cut_at -= len(data)
+                    if self._cut_at <= 0:
+                        self._cut_at = None
+                        self.cut()
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -2,7 +2,7 @@
 
 What `providers/local.py` rents out, and what tests put behind instances of a fake cloud. A machine is found by its directory's
 name from any process of the same user; it lives without its creator and ends at its deadline without anybody. `keeper.py` and
-`server.py` are its two processes.
+`server.py` are its two processes. Over 300 lines because who may touch a directory when is one protocol, told in one place.
 
     <root>/<name>/   machine.json  who made it, where it listens, until when
                      lock          held by the creator, then by the keeper
@@ -115,7 +115,11 @@ def start(root: Path, spec: LaunchSpec, environment: Mapping[str, str] | None = 
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
             else:
-                _run_keeper(directory, spec, environment or {}, lock.fileno(), listener.fileno())
+                try:
+                    _run_keeper(directory, spec, environment or {}, lock.fileno(), listener.fileno())
+                except OSError:
+                    keeper.remove(directory)  # nothing was started: the error is the whole answer
+                    raise
                 return _read_again(root, spec.name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -168,7 +172,7 @@ def names(root: Path, prefix: str) -> list[str]:
 
 
 def leftovers(root: Path, prefix: str) -> list[tuple[str, str]]:
-    """Machines that ended and whose files are not all removed, each with its directory's name for `end`.
+    """Machines that ended and whose files are not all removed, or that were damaged; each with its directory's name for `end`.
 
     Drafts whose creator died before they were anything are removed by the way.
     """
@@ -178,6 +182,8 @@ def leftovers(root: Path, prefix: str) -> list[tuple[str, str]]:
             _remove_dead_draft(root / entry)
         elif entry.startswith(_GONE + prefix):
             found.append((entry.removeprefix(_GONE), entry))
+        elif entry.startswith(prefix) and not entry.startswith(".") and _is_damaged(root / entry):
+            found.append((entry, entry))
     return found
 
 
@@ -200,12 +206,12 @@ def end(root: Path, name: str) -> None:
     until = time.monotonic() + _END_WITHIN_S
     is_told = False
     while (directory.exists() or gone.exists()) and time.monotonic() < until:
-        record = _record(directory)
+        record = _record(directory) or _record(gone)
         if record is not None and keeper.is_alive(record):
             if not is_told:
                 _tell(record)
                 is_told = True
-        elif not _is_locked(directory) and not _is_locked(gone):
+        elif record is not None or not _is_locked(directory):
             # Nobody keeps it: it was cut off halfway, its keeper was killed, or this host was restarted.
             if keeper.end_marked(directory, within_s=_END_WITHIN_S):
                 keeper.remove(gone)
@@ -222,6 +228,11 @@ def _entries(root: Path) -> list[str]:
         return os.listdir(root)  # noqa: PTH208  # names only
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_damaged(directory: Path) -> bool:
+    """A machine's directory without its machine.json: what a power cut may leave."""
+    return _written(directory) is None and (directory / "home").is_dir()
 
 
 def _is_name(name: str) -> bool:
@@ -272,7 +283,8 @@ def _state(directory: Path) -> tuple[InstanceState, str]:
     record = _record(directory)
     if record is not None:
         if not keeper.is_alive(record):
-            return InstanceState.FAILED, "its keeper was killed, or this machine was restarted"
+            words = keeper.last_words(directory)
+            return InstanceState.FAILED, f"its keeper was killed, or this machine was restarted ({words})"
     elif not _is_locked(directory):
         return InstanceState.FAILED, "whoever created it was killed on the way"
     if (directory / "ending").exists():

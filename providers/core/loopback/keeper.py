@@ -24,7 +24,7 @@ MARK: Final = "PREFECT_GPU_MACHINE"  # in the environment of every process of a 
 LOOK_EVERY_S: Final = 2.0  # the wall clock may jump and `ending` may appear without a signal
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_CLOCK: Final = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+_SIGNALS: Final = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         os._exit(0)
     os.close(told)
     directory = Path(order["directory"])
-    signal.pthread_sigmask(signal.SIG_BLOCK, _CLOCK)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     put_on_record(directory)
     os.close(tell)
     with contextlib.suppress(OSError):
@@ -99,10 +99,10 @@ def _wait(server: int, directory: Path, deadline: float) -> str | None:
     while True:
         while (ended := _reap()) is not None:
             if ended[0] == server:
-                return f"its SSH server ended by itself ({_how(ended[1])}): {_last_words(directory)}"
+                return f"its SSH server ended by itself ({_how(ended[1])}): {last_words(directory)}"
         if (directory / "ending").exists() or time.time() >= deadline:
             return None
-        got = signal.sigtimedwait(_CLOCK, max(0.0, min(LOOK_EVERY_S, deadline - time.time())))
+        got = signal.sigtimedwait(_SIGNALS, max(0.0, min(LOOK_EVERY_S, deadline - time.time())))
         if got is not None and got.si_signo != signal.SIGCHLD:
             return None
 
@@ -126,7 +126,7 @@ def end_descendants() -> None:
             while True:
                 if os.waitpid(-1, os.WNOHANG) == (0, 0):
                     break
-            signal.sigtimedwait(_CLOCK, pause_s)
+            signal.sigtimedwait(_SIGNALS, pause_s)
             pause_s = min(pause_s * 2, 1.0)
             continue
         return
@@ -167,7 +167,7 @@ def descendants(root: int) -> list[int]:
 
 def marked(directory: Path) -> list[int]:
     """The processes of a machine whose keeper is gone: by its mark in their environment, their session, their parents."""
-    mark = f"{MARK}={directory}".encode()
+    mark = os.fsencode(f"{MARK}={directory}")
     own = os.getpid()
     found: set[int] = set()
     sessions: set[int] = set()
@@ -225,7 +225,7 @@ def _serve(order: dict[str, Any], keeper: int) -> None:
     status = 1
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CLOCK)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         if os.getppid() == keeper:
             os.close(order["lock"])
             order["keeper"] = keeper
@@ -261,7 +261,7 @@ def _how(status: int) -> str:
     return f"exit {code}" if code >= 0 else f"signal {-code}"
 
 
-def _last_words(directory: Path) -> str:
+def last_words(directory: Path) -> str:
     with contextlib.suppress(OSError):
         lines = (directory / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if lines:

@@ -1,0 +1,295 @@
+"""What `make run`, `make plan`, `make providers` and the others do and show on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.states import Cancelling
+
+from flows import overview, results
+from flows.connect import connect, provider_named
+from flows.deploy import deploy, has_online_worker, provision_deployment
+from flows.environment import POOL, PROJECT, Place, Trouble, waiting
+from flows.follow import Display, first_line, follow
+from flows.plan import plan
+from flows.reap import reap
+from flows.record import Record
+from flows.refresh_catalog import refresh_catalog
+from providers import DEFAULT_ACCOUNT
+
+SMALL_JOB: Final = 'python3 -c "print(6*7)"'
+GIVE_BACK_S: Final = 90.0  # so long a cancelled run may take to end its job and give its machine back
+
+
+@contextmanager
+def client_of(place: Place) -> Generator[SyncPrefectClient]:
+    """A client of the server, once it answers; what the server says against it becomes a sentence."""
+    place.wait_for_server()
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise Trouble(
+                f"{place.api_url} refuses ({status}): are PREFECT_API_KEY and PREFECT_API_AUTH_STRING right?"
+            ) from None
+        raise
+
+
+# --- make run ----------------------------------------------------------------------------------------------------------
+
+
+def run(place: Place) -> int:
+    """`make run`: one job from offers to given back."""
+    parameters = job_parameters(os.environ)
+    display = Display()
+    if place.is_own:
+        place.start_worker()  # it takes seconds to start: beside the server, and while the rest is made
+    with client_of(place) as client:
+        if place.is_own:
+            deployment = deploy(client)["provision/default"]
+        else:
+            deployment = provision_deployment(client) or deploy(client)["provision/default"]
+            if not has_online_worker(client):
+                place.start_worker()
+        flow_run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+        every_s = 0.1 if place.is_own else 1.0
+        try:
+            final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_have_worker)
+        except (KeyboardInterrupt, BrokenPipeError):
+            final = _cancelled(client, flow_run.id, display, place)
+        record = Record.read(flow_run.id, client)
+        display.closing(final, record)
+    if final.state is not None and final.state.is_cancelled():
+        return 130
+    if final.state is None or not final.state.is_completed():
+        return 1
+    _say_next(display, place, final)
+    return 0
+
+
+def _cancelled(client: SyncPrefectClient, run_id: UUID, display: Display, place: Place) -> FlowRun:
+    """Ctrl-C: the run is cancelled, and followed until its machine is given back."""
+    display.line()
+    display.line("Cancelling: the job is ended and its machine given back ...")
+    client.set_flow_run_state(run_id, Cancelling(message="Ctrl-C at the terminal"))
+    return follow(client, run_id, display, every_s=0.2, check=place.must_have_worker, within_s=GIVE_BACK_S)
+
+
+def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters of `provision` from what was written after `make run`."""
+    parameters: dict[str, Any] = {"command": variables.get("JOB") or SMALL_JOB}
+    if gpu := variables.get("GPU"):
+        parameters["gpu"] = gpu
+    if price := variables.get("MAX_PRICE"):
+        try:
+            parameters["max_price"] = float(price)
+        except ValueError:
+            raise Trouble(f"MAX_PRICE={price} is no number: write USD per hour, for example MAX_PRICE=20.") from None
+    if providers := _words(variables.get("PROVIDERS")):
+        parameters["providers"] = providers
+    elif not variables.get("JOB") and not variables.get("GPU"):
+        parameters["providers"] = ["local"]  # the first run costs nothing, whatever is connected
+    if account := variables.get("ACCOUNT"):
+        parameters["account"] = account
+    job = {name: _words(variables.get(name.upper())) for name in ("files", "outputs")}
+    if any(job.values()):
+        parameters["job"] = {name: paths for name, paths in job.items() if paths}
+    return parameters
+
+
+def _words(text: str | None) -> list[str]:
+    return (text or "").replace(",", " ").split()
+
+
+def _say_next(display: Display, place: Place, final: FlowRun) -> None:
+    display.line()
+    lines = [
+        ("make run JOB='nvidia-smi' GPU=H100", "another job; `make plan GPU=H100` says first what it would cost"),
+        ("make connect PROVIDER=aws", "rent from a provider; `make providers` shows them all"),
+    ]
+    if place.is_own and place.server is not None:
+        lines.insert(0, ("make up", "keep server and worker: this run and the next in the Prefect UI"))
+    else:
+        lines.insert(0, (f"{place.ui_url}/runs/flow-run/{final.id}", "this run in the Prefect UI"))
+    for number, (what, why) in enumerate(lines):
+        display.line(f"{'Next:' if number == 0 else '':<6}{what:<38}{why}")
+
+
+# --- make up, make deploy ----------------------------------------------------------------------------------------------
+
+
+def up(place: Place) -> int:
+    """`make up`: server and worker, kept until `make down`."""
+    place.start_worker()
+    with client_of(place) as client:
+        deploy(client)
+        with waiting("the worker starts"):
+            _wait_for_worker(client, place)
+    display = Display()
+    display.line(f"Prefect UI   {place.ui_url}")
+    display.line("Server and worker run until `make down`." if place.is_own else "The worker runs until `make down`.")
+    display.line()
+    display.line("Next: make run JOB='python train.py' GPU=H100:8")
+    display.line(f"      export PREFECT_API_URL={place.api_url}")
+    display.line(
+        "      .venv/bin/prefect deployment run provision/default -p command='python train.py' -p gpu=H100:8 --watch"
+    )
+    return 0
+
+
+def _wait_for_worker(client: SyncPrefectClient, place: Place) -> None:
+    deadline = time.monotonic() + 120
+    while not has_online_worker(client):
+        place.must_have_worker()
+        if time.monotonic() > deadline:
+            raise Trouble("The worker does not report to the server: see .prefect-gpu/worker.log.")
+        time.sleep(0.2)
+
+
+def deploy_only(place: Place) -> int:
+    """`make deploy`: the configured server gets work pool, blocks, deployments and automations."""
+    with client_of(place) as client:
+        made = deploy(client)
+    Display().line(f"Deployed to {place.api_url}: {', '.join(sorted(made))}. A worker of the pool {POOL} runs them.")
+    return 0
+
+
+# --- make fetch --------------------------------------------------------------------------------------------------------
+
+
+def fetch(place: Place) -> int:
+    """`make fetch RUN=...`: the log and the files of a run, into fetched/<name of the run>/."""
+    wanted = os.environ.get("RUN", "")
+    if not wanted:
+        raise Trouble("Say whose: `make fetch RUN=` and the name or the id of a run, as the Prefect UI shows it.")
+    with client_of(place) as client:
+        flow_run = _find_run(client, wanted)
+        destination = PROJECT / "fetched" / flow_run.name
+        files = results.fetch(flow_run.id, destination)
+    if not files:
+        raise Trouble(
+            f"The run {flow_run.name} left nothing: it never started a job, or another result storage has it."
+        )
+    display = Display()
+    for path in files:
+        display.line(f"{path.stat().st_size:>14,} bytes  {path.relative_to(PROJECT)}")
+    return 0
+
+
+def _find_run(client: SyncPrefectClient, wanted: str) -> FlowRun:
+    try:
+        return client.read_flow_run(UUID(wanted))
+    except (ValueError, ObjectNotFound):
+        named = FlowRunFilter(name=FlowRunFilterName(any_=[wanted]))
+        found = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    if not found:
+        raise Trouble(f"There is no run {wanted!r} on this server: the Prefect UI lists them, `make up` starts it.")
+    return found[0]
+
+
+# --- flows that run here and now ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _shown_here() -> Generator[None]:
+    """Show what our own flows log while they run in this process, and nothing of what Prefect says about them."""
+    display = Display()
+
+    class Here(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if Path(record.pathname).is_relative_to(PROJECT / "flows"):
+                display.line(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "")
+
+    setup_logging()  # Prefect's, now, so that it does not come later and show everything
+    for logger in (
+        logging.getLogger(),
+        logging.getLogger("prefect"),
+        *map(logging.getLogger, logging.root.manager.loggerDict),
+    ):
+        for handler in logger.handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+    here = Here()
+    logging.getLogger("prefect.flow_runs").addHandler(here)
+    try:
+        yield
+    finally:
+        logging.getLogger("prefect.flow_runs").removeHandler(here)
+
+
+def _finished(state: State[Any]) -> int:
+    """The exit code of a flow that ran here, after the sentence of its final state if it went wrong."""
+    if state.is_completed():
+        return 0
+    Display().line(first_line(state.message or state.name or ""), "bold red")
+    return 1
+
+
+def reap_now(place: Place) -> int:
+    """`make reap`: what nobody owns any more is given back, by this process."""
+    with client_of(place), _shown_here():
+        return _finished(reap(dry_run=_is_set("DRY_RUN"), return_state=True))
+
+
+def refresh(place: Place) -> int:
+    """`make refresh`: the prices collected anew, by this process."""
+    with client_of(place), _shown_here():
+        return _finished(refresh_catalog(return_state=True))
+
+
+def plan_now(place: Place) -> int:
+    """`make plan`: what a job would get, and for how much."""
+    parameters = job_parameters(os.environ)
+    parameters = {name: parameters[name] for name in ("gpu", "max_price", "account") if name in parameters}
+    if providers := _words(os.environ.get("PROVIDERS")):
+        parameters["providers"] = providers
+    with client_of(place), _shown_here():
+        return _finished(plan(**parameters, return_state=True))
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def show_providers(place: Place) -> int:
+    """`make providers`: each one's credentials, how soon it answers, its cheapest H100 and A100."""
+    with client_of(place):
+        overview.show(overview.of_all(), Display())
+    return 0
+
+
+def connect_account(place: Place) -> int:
+    """`make connect PROVIDER=...`: credentials asked for, checked and saved."""
+    name, account = os.environ.get("PROVIDER", ""), os.environ.get("ACCOUNT") or DEFAULT_ACCOUNT
+    provider_named(name)  # before a server is waited for
+    with client_of(place) as client:
+        return connect(client, name, account, Display())
+
+
+SUBCOMMANDS: Final[dict[str, Callable[[Place], int]]] = {
+    "run": run,
+    "up": up,
+    "deploy": deploy_only,
+    "fetch": fetch,
+    "reap": reap_now,
+    "refresh": refresh,
+    "plan": plan_now,
+    "providers": show_providers,
+    "connect": connect_account,
+}

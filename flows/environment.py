@@ -1,0 +1,379 @@
+"""The processes around a run: a Prefect server of our own where none is configured, and a worker; started, found again, stopped.
+
+`make up` keeps them, everything else stops what it started itself. A process is known by a lock that it holds as long as it
+lives (it inherits the locked file), so a recycled process id is never mistaken for ours. Nothing here imports Prefect: its
+settings are read at import, and this module decides them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+PROJECT: Final = Path(__file__).resolve().parent.parent
+HOME: Final = PROJECT / ".prefect-gpu"  # PREFECT_HOME of the server of our own: its SQLite database, logs, what runs
+POOL: Final = "gpu-flows"  # names that begin with "prefect" are reserved by the server
+START_DEADLINE_S: Final = 180.0  # a first start migrates the database: 5 s, on a loaded machine a minute
+PATIENCE_S: Final = 2.0  # what takes longer is told
+
+
+class Trouble(Exception):
+    """What stands in the way, as one sentence for the person at the terminal."""
+
+
+class Background(NamedTuple):
+    """A process of ours that was found running."""
+
+    pid: int
+    kept: bool  # by `make up`; else it belongs to one make
+    url: str  # the API's address: the server's own, or the one that the worker serves
+
+
+class Daemon:
+    """One kind of background process: its record, its lock and its log."""
+
+    def __init__(self, name: str, home: Path = HOME) -> None:
+        self.name = name
+        self.record = home / f"{name}.json"
+        self.lock = home / f"{name}.lock"
+        self.log = home / f"{name}.log"
+
+    def find(self) -> Background | None:
+        """The running one, or None."""
+        try:
+            with self.lock.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                return Background(**json.loads(self.record.read_text()))
+        except OSError:
+            pass
+        return None
+
+    def start(
+        self, arguments: list[str], environment: dict[str, str], *, kept: bool, url: str
+    ) -> subprocess.Popen[bytes]:
+        """Start it in a session of its own (a terminal's Ctrl-C is not for it), stdin closed, output to its log."""
+        with self.lock.open("wb") as lock, self.log.open("wb") as log:
+            if not _locked(lock, within_s=1):  # who looks whether it runs holds the lock for a moment
+                raise Trouble(f"The {self.name} of this project is still ending: wait a moment and type it again.")
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=PROJECT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
+            )
+            write_whole(self.record, json.dumps(Background(process.pid, kept, url)._asdict()))
+        return process
+
+    def stop(self, *, grace_s: float = 20) -> None:
+        """End it and wait until it is gone; what is not there is gone already."""
+        found = self.find()
+        if found is None:
+            return
+        for end, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found.pid, end)
+            deadline = time.monotonic() + wait_s
+            while time.monotonic() < deadline:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(found.pid, os.WNOHANG)
+                if self.find() is None:
+                    self.record.unlink(missing_ok=True)
+                    return
+                time.sleep(0.02)
+        raise Trouble(f"The {self.name} (process {found.pid}) does not end: end it by hand.")
+
+    def last_words(self) -> str:
+        """The last line of its log, for a message."""
+        try:
+            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it said nothing"
+
+
+@dataclass
+class Place:
+    """The Prefect server that a subcommand works with, and what was started for it here."""
+
+    api_url: str
+    home: Path
+    is_own: bool  # a server of this project, not one that the user configured
+    kept: bool = False  # what is started stays: `make up`
+    started: list[Daemon] = field(default_factory=list[Daemon])
+    server: subprocess.Popen[bytes] | None = None  # if it was started here
+
+    @property
+    def ui_url(self) -> str:
+        return os.environ.get("PREFECT_UI_URL") or self.api_url.removesuffix("/api")
+
+    def wait_for_server(self) -> None:
+        """Until the server answers; a sentence if it does not."""
+        deadline = time.monotonic() + (START_DEADLINE_S if self.server else 10)
+        with waiting("the Prefect server starts"):
+            while (problem := unreachable(self.api_url)) is not None:
+                if self.server is not None and self.server.poll() is not None:
+                    daemon = Daemon("server", self.home)
+                    raise Trouble(f"The Prefect server did not start: {daemon.last_words()} (all of it: {daemon.log})")
+                if time.monotonic() > deadline or (self.server is None and "answers" in problem):
+                    raise Trouble(f"The Prefect server at {self.api_url} {problem}. Is PREFECT_API_URL right?")
+                time.sleep(0.05)
+
+    def start_worker(self) -> None:
+        """A worker for our pool, unless this project has one. It works in the project's folder: `job.files` are found there."""
+        daemon = Daemon("worker", self.home)
+        if daemon.find() is not None:
+            return
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ}
+        # Asked every second a server of our own is still idle, and a run starts when it is made; a shared one is spared.
+        environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1" if self.is_own else "5")
+        name = f"make {'up' if self.kept else 'run'} on {socket.gethostname()}"
+        arguments = ["-m", "flows.worker", name]
+        self.started.append(daemon)
+        daemon.start(arguments, environment, kept=self.kept, url=self.api_url)
+
+    def must_have_worker(self) -> None:
+        """A sentence if the worker that was started here has ended."""
+        for daemon in self.started:
+            if daemon.name == "worker" and daemon.find() is None:
+                raise Trouble(f"The worker ended: {daemon.last_words()} (all of it: {daemon.log})")
+
+    def stop(self) -> None:
+        """What was started here, the worker before its server."""
+        with waiting("server and worker end"):
+            while self.started:
+                self.started[-1].stop()
+                self.started.pop()
+
+
+@contextlib.contextmanager
+def reached(*, kept: bool, configured_only: bool = False, home: Path = HOME) -> Generator[Place]:
+    """The server that PREFECT_API_URL names, else the one that `make up` keeps, else one that is started here.
+
+    Sets this process's environment accordingly, and stops at the end what was started, unless it is to be kept.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # a newcomer's first command tells nobody
+    os.environ.setdefault("PREFECT_CLI_PROMPT", "false")
+    configured = os.environ.get("PREFECT_API_URL")
+    if configured_only and not configured:
+        raise Trouble(
+            "Set PREFECT_API_URL to the server that shall get the deployments; `make up` serves one of its own."
+        )
+    if not configured or not os.access(os.environ.get("PREFECT_HOME", Path.home()), os.W_OK):
+        make_home(home)
+        os.environ["PREFECT_HOME"] = str(home)
+    if configured:
+        make_home(home)
+        place = Place(configured.rstrip("/"), home, is_own=False, kept=kept)
+        with _stopping_at_end(place):
+            yield place
+        return
+    running = Daemon("server", home).find()
+    if running is not None and running.kept:
+        os.environ["PREFECT_API_URL"] = running.url
+        place = Place(running.url, home, is_own=True, kept=kept)
+        with _stopping_at_end(place):
+            yield place
+        return
+    with _only_owner(home):
+        for left in (Daemon("worker", home), Daemon("server", home)):
+            left.stop()  # of a make that was killed: its owner's lock is free, so nobody uses it
+        place = Place(f"http://127.0.0.1:{free_port(4200 if kept else 0)}/api", home, is_own=True, kept=kept)
+        os.environ["PREFECT_API_URL"] = place.api_url
+        with _stopping_at_end(place):
+            _start_server(place)
+            yield place
+
+
+@contextlib.contextmanager
+def _stopping_at_end(place: Place) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        place.stop()  # also what was to be kept: half of it is of no use
+        raise
+    if not place.kept:
+        place.stop()
+
+
+def _start_server(place: Place) -> None:
+    port = place.api_url.removesuffix("/api").rpartition(":")[2]
+    environment = {
+        **os.environ,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry breaks first starts without network
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_UI_API_URL": place.api_url,  # without it the UI on another port than 4200 asks port 4200
+        "PYTHONUNBUFFERED": "1",
+    }
+    daemon = Daemon("server", place.home)
+    place.started.append(daemon)
+    arguments = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    place.server = daemon.start(arguments, environment, kept=place.kept, url=place.api_url)
+
+
+@contextlib.contextmanager
+def _only_owner(home: Path) -> Generator[None]:
+    """Held by who owns a server that is not kept: two on one database would trample."""
+    with (home / "owner.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Trouble(
+                "Another make is at work with this project's Prefect server: wait for it, "
+                "or type `make up` once, and then run as many side by side as you like."
+            ) from None
+        yield
+
+
+def _locked(file: IO[bytes], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def make_home(home: Path) -> None:
+    """The folder for all of this; a sentence if it cannot be."""
+    try:
+        home.mkdir(exist_ok=True)
+        (home / "owner.lock").touch()
+    except OSError as error:
+        raise Trouble(f"{home} holds the Prefect server's data and cannot be written: {error.strerror}.") from None
+
+
+def unreachable(api_url: str, timeout_s: float = 2.0) -> str | None:
+    """Why a Prefect server is not usable there, or None."""
+    key = os.environ.get("PREFECT_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        request = urllib.request.Request(f"{api_url}/health", headers=headers)  # noqa: S310 - the address is the user's own
+        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
+            return None
+    except urllib.error.HTTPError as error:
+        # A server with a password asks for it here too; Prefect's own client knows how to give it.
+        return None if error.code in (401, 403) else f"answers {error.code}, which is not Prefect's API"
+    except (OSError, ValueError):
+        return "does not answer"
+
+
+def free_port(wished: int) -> int:
+    """The wished port if nobody has it, else any free one."""
+    for port in (wished, 0):
+        with socket.socket(socket.AF_INET) as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise Trouble("No port is free on 127.0.0.1.")
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Generator[None]:
+    """Tell on stderr what is waited for if it takes longer than two seconds; a terminal gets one line, erased at the end."""
+    over = threading.Event()
+    is_terminal = sys.stderr.isatty()
+    began = time.monotonic()
+
+    def tell() -> None:
+        if over.wait(PATIENCE_S):
+            return
+        if not is_terminal:
+            print(f"{what} ...", file=sys.stderr, flush=True)  # noqa: T201 - a terminal is what this is for
+            return
+        while True:
+            print(f"\r{what} ... {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)  # noqa: T201
+            if over.wait(1):
+                break
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+def active_runs(api_url: str) -> list[dict[str, Any]]:
+    """The `provision` runs that may hold a machine now; without Prefect's client, which takes seconds to import."""
+    question = {
+        "flows": {"name": {"any_": ["provision"]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING", "PENDING"]}}},
+        "limit": 50,
+    }
+    body = json.dumps(question).encode()
+    request = urllib.request.Request(f"{api_url}/flow_runs/filter", body, {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        answer: list[dict[str, Any]] = json.load(response)
+    return answer
+
+
+def down(home: Path = HOME) -> int:
+    """`make down`: stop what `make up` keeps, the worker first; not under running jobs, unless it is forced."""
+    worker, server = Daemon("worker", home), Daemon("server", home)
+    found = server.find() or worker.find()
+    if found is None or not found.kept:
+        print("Nothing is up.")  # noqa: T201
+        return 0
+    running = [] if unreachable(found.url) else active_runs(found.url)
+    if running and os.environ.get("FORCE", "") in ("", "0"):
+        names = ", ".join(run["name"] for run in running[:5])
+        raise Trouble(
+            f"{len(running)} {'job is' if len(running) == 1 else 'jobs are'} at work ({names}): wait, "
+            "or end them and give their machines back with `make down FORCE=1`."
+        )
+    if running and server.find():  # on a shared server they are not all of this worker
+        _cancel(found.url, running)
+    with waiting("server and worker end"):
+        worker.stop()
+        server.stop()
+    print("Server and worker are stopped. Earlier runs are kept; `make up` shows them again.")  # noqa: T201
+    return 0
+
+
+def _cancel(api_url: str, runs: list[dict[str, Any]]) -> None:
+    """Cancel runs and wait until each has given its machine back, or a minute."""
+    for run in runs:
+        body = json.dumps({"state": {"type": "CANCELLING", "name": "Cancelling"}}).encode()
+        address = f"{api_url}/flow_runs/{run['id']}/set_state"
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            pass
+    deadline = time.monotonic() + 60
+    with waiting("the jobs end and their machines are given back"):
+        while active_runs(api_url) and time.monotonic() < deadline:
+            time.sleep(0.5)

@@ -1,0 +1,361 @@
+"""Files to a machine and back."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from providers.core import listing, pack
+from providers.core.aside import Stopped
+from providers.core.errors import InstanceFailed, InvalidRequest
+from providers.core.files import Brought, download, upload
+from providers.core.jobs import Machine
+from providers.core.listing import Entry
+from providers.core.remote import connect
+from tests.fakes.proxy import proxy
+from tests.fakes.sshd import Server, asyncssh_server, has_openssh, openssh_server
+
+
+@pytest.fixture(scope="module", params=["asyncssh", pytest.param("openssh", marks=pytest.mark.openssh)])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    if request.param == "openssh" and not has_openssh():
+        pytest.skip("OpenSSH is not installed: apt-get install openssh-server")
+    with asyncssh_server() if request.param == "asyncssh" else openssh_server() as running:
+        yield running
+
+
+@pytest.fixture
+def machine(server: Server, tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(server.connect, root=str(tmp_path / "root"))
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    return folder
+
+
+JOB = "job-1"
+
+
+def work(machine: Machine) -> Path:
+    return Path(machine.root) / JOB / "work"
+
+
+def fill(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+TREE = {
+    "a.txt": b"a",
+    "empty": b"",
+    "deep/er/b.bin": bytes(range(256)) * 100,
+    "with space/ü\n'\"$x": b"odd",
+    "-dash": b"dash",
+    "x" * 200 + "/" + "y" * 200: b"long",
+}
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_tree_goes_up_and_comes_down_the_same(machine: Machine, base: Path, tmp_path: Path, is_checked: bool) -> None:
+    fill(base, TREE)
+    (base / "hollow").mkdir()
+    (base / "a.txt").chmod(0o755)
+    (base / "link").symlink_to("a.txt")
+    sent = upload(machine, JOB, ["."], base, is_checked=is_checked)
+    assert sent == (len(TREE) + 2, sum(map(len, TREE.values())))
+    assert contents(work(machine)) == {**TREE, "link": b"a"}
+    assert (work(machine) / "hollow").is_dir()
+    assert (work(machine) / "link").is_symlink()
+    back = tmp_path / "back"
+    brought = download(machine, JOB, ["."], back, is_checked=is_checked)
+    assert contents(back) == {**TREE, "link": b"a"}
+    assert set(brought.paths) == {*TREE, "link"}
+    assert brought.bytes == sent.bytes
+    assert (back / "hollow").is_dir()
+    assert stat.S_IMODE((back / "a.txt").stat().st_mode) & 0o111
+    assert not stat.S_IMODE((back / "empty").stat().st_mode) & 0o111
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_big_file_goes_up_and_comes_down_the_same(
+    machine: Machine, base: Path, tmp_path: Path, is_checked: bool
+) -> None:
+    data = random.Random(1).randbytes(9_000_001)
+    fill(base, {"sub dir/big'$.bin": data})
+    (base / "sub dir/big'$.bin").chmod(0o750)
+    upload(machine, JOB, ["sub dir"], base, is_checked=is_checked)
+    there = work(machine) / "sub dir/big'$.bin"
+    assert there.read_bytes() == data
+    assert stat.S_IMODE(there.stat().st_mode) == 0o750
+    download(machine, JOB, ["sub dir/*"], tmp_path / "back", is_checked=is_checked)
+    assert (tmp_path / "back/sub dir/big'$.bin").read_bytes() == data
+    assert [path.name for path in (Path(machine.root) / JOB).iterdir()] == ["work"]
+
+
+def test_many_files_come_down_whole_while_their_names_are_still_on_the_way(machine: Machine, tmp_path: Path) -> None:
+    folder = work(machine)
+    folder.mkdir(parents=True)
+    data = os.urandom(1_000_000)
+    for number in range(30):
+        (folder / f"{number:03}").write_bytes(data)
+    names = tmp_path / "root" / JOB / "work" / "many"
+    names.mkdir()
+    for number in range(6000):
+        (names / f"{'n' * 120}{number}").touch()
+    brought = download(machine, JOB, ["."], tmp_path / "back")
+    assert len(brought.paths) == 6030
+    assert brought.bytes == 30_000_000
+    assert (tmp_path / "back/029").read_bytes() == data
+
+
+def test_without_a_tar_program_here_python_packs(machine: Machine, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack.shutil, "which", lambda name: None)
+    fill(base, TREE)
+    (base / "link").symlink_to("a.txt")
+    upload(machine, JOB, ["."], base)
+    assert contents(work(machine)) == {**TREE, "link": b"a"}
+
+
+def test_an_upload_replaces_what_is_there(machine: Machine, base: Path) -> None:
+    fill(base, {"a": b"old", "big": b"x" * 5_000_000})
+    upload(machine, JOB, ["."], base)
+    fill(base, {"a": b"new", "big": b"y" * 5_000_000})
+    upload(machine, JOB, ["."], base)
+    assert contents(work(machine)) == {"a": b"new", "big": b"y" * 5_000_000}
+
+
+def test_the_ignore_file_keeps_things_out_of_folders_but_not_what_is_named(base: Path) -> None:
+    fill(base, dict.fromkeys([".git/config", "a.py", "b.log", "keep.log", "data/c.log", "data/d.csv", "venv/x/y"], b""))
+    (base / ".prefectignore").write_text("# comment\n*.log\n!keep.log\n.git/\nvenv\n")
+    assert listing.chosen(["."], base) == [".prefectignore", "a.py", "data/d.csv", "keep.log"]
+    assert listing.chosen(["data", "b.log"], base) == ["data/d.csv", "b.log"]
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../b", "~/.ssh", "", "a\0b", ".."])
+def test_a_path_that_leaves_the_directory_is_refused_both_ways(machine: Machine, base: Path, path: str) -> None:
+    with pytest.raises(InvalidRequest, match="leaves the job's directory"):
+        upload(machine, JOB, [path], base)
+    with pytest.raises(InvalidRequest, match="leaves the job's directory"):
+        download(machine, JOB, [path], base / "back")
+
+
+def test_a_file_that_does_not_exist_is_refused_by_name(machine: Machine, base: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"'nothing\.txt' is not in"):
+        upload(machine, JOB, ["nothing.txt"], base)
+
+
+def test_a_link_that_leaves_the_directory_is_refused_by_name_and_not_followed_in_a_folder(
+    machine: Machine, base: Path, tmp_path: Path
+) -> None:
+    fill(tmp_path, {"secret/key": b"private"})
+    (base / "tree").mkdir()
+    (base / "tree/out").symlink_to(tmp_path / "secret")
+    (base / "out").symlink_to("../secret")
+    with pytest.raises(InvalidRequest, match="'out' is a link that leaves"):
+        upload(machine, JOB, ["out"], base)
+    with pytest.raises(InvalidRequest, match="'out/key' is a link that leaves"):
+        upload(machine, JOB, ["out/key"], base)
+    upload(machine, JOB, ["tree"], base)
+    assert (work(machine) / "tree/out").is_symlink()  # as a link, with nothing of what it leads to
+    assert [path.name for path in work(machine).rglob("*")] == ["tree", "out"]
+
+
+def test_links_on_the_machine_lead_nowhere_outside(machine: Machine, tmp_path: Path) -> None:
+    folder = work(machine)
+    fill(folder, {"results/model-9.pt": b"weights", "results/d/e/f": b"f"})
+    fill(tmp_path, {"outside/secret": b"private"})
+    links = {
+        "results/latest.pt": "model-9.pt",
+        "results/absolute": str(tmp_path / "outside/secret"),
+        "results/up": "../../../../outside/secret",
+        "results/folder": "../../../../outside",
+        "results/inner": "d/e",
+        "results/self": ".",
+        "results/tricky": "self/../../../x",
+        "results/loop": "loop",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    back = tmp_path / "back"
+    brought = download(machine, JOB, ["results/", "results/folder/secret"], back)
+    assert brought.missing == ("results/folder/secret",)
+    assert set(brought.left_out) == {
+        "results/absolute",
+        "results/up",
+        "results/folder",
+        "results/tricky",
+        "results/loop",
+    }
+    assert (back / "results/latest.pt").read_bytes() == b"weights"
+    assert (back / "results/inner/f").read_bytes() == b"f"
+    assert not any(b"private" in data for data in contents(back).values())
+    for path in back.rglob("*"):
+        assert path.resolve().is_relative_to(back.resolve())
+
+
+def test_what_nobody_can_copy_is_left_out(machine: Machine, tmp_path: Path) -> None:
+    folder = work(machine)
+    fill(folder, {"a": b"a"})
+    os.mkfifo(folder / "pipe")
+    brought = download(machine, JOB, ["."], tmp_path / "back")
+    assert (brought.paths, brought.left_out) == (("a",), ("pipe",))
+
+
+def test_a_link_in_the_destination_leads_nothing_out_of_it(machine: Machine, tmp_path: Path) -> None:
+    fill(work(machine), {"d/a": b"a", "f": b"f"})
+    back, outside = tmp_path / "back", tmp_path / "outside"
+    back.mkdir()
+    outside.mkdir()
+    (back / "f").symlink_to(outside / "f")
+    download(machine, JOB, ["f"], back)
+    assert (back / "f").read_bytes() == b"f"
+    (back / "d").symlink_to(outside)
+    with pytest.raises(InvalidRequest, match="outside"):
+        download(machine, JOB, ["d"], back)
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "a/../../evil", "~/evil", "..", ""], ids=lambda name: name or "empty"
+)
+def test_a_hostile_machine_writes_nothing_outside_the_destination(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        listing.parse(f"f 4 644 {name}".encode() + b"\0\0")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["*.pt"], {"a.pt"}),
+        (["**/*.pt"], {"a.pt", "d/b.pt", "d/e/c.pt"}),
+        (["d"], {"d", "d/b.pt", "d/e", "d/e/c.pt"}),
+        (["d/"], {"d", "d/b.pt", "d/e", "d/e/c.pt"}),
+        (["d/*.pt"], {"d/b.pt"}),
+        (["?.pt", "d/e"], {"a.pt", "d/e", "d/e/c.pt"}),
+        (["a[0-9].txt"], {"a1.txt"}),
+        (["!odd"], {"!odd"}),
+        (["#1"], {"#1"}),
+        (["sp ace "], {"sp ace "}),
+        (["./a.pt"], {"a.pt"}),
+        (["."], None),
+    ],
+)
+def test_patterns_are_shell_like_and_begin_in_the_job_s_directory(
+    patterns: list[str], expected: set[str] | None
+) -> None:
+    names = ["a.pt", "a1.txt", "d", "d/b.pt", "d/e", "d/e/c.pt", "!odd", "#1", "sp ace "]
+    entries = [Entry("d" if name in {"d", "d/e"} else "f", 0, 0o644, name, "") for name in names]
+    hits, missing = listing.match(entries, patterns)
+    assert {entry.name for entry in hits} == (set(names) if expected is None else expected)
+    assert missing == ()
+
+
+def test_a_pattern_that_matches_nothing_is_said_and_no_error(machine: Machine, tmp_path: Path) -> None:
+    fill(work(machine), {"a": b""})
+    assert download(machine, JOB, ["*.pt", "a"], tmp_path / "back") == Brought(("a",), ("*.pt",), (), 0)
+
+
+def test_outputs_of_a_job_that_never_ran_are_an_error_in_one_sentence(machine: Machine, tmp_path: Path) -> None:
+    with pytest.raises(InstanceFailed, match="does not list the job's files"):
+        download(machine, JOB, ["a"], tmp_path / "back")
+
+
+def test_a_full_disk_on_the_machine_is_said(server: Server, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    machine = Machine(server.connect, root=f"{tmp_path}/file")
+    fill(base, {"a": b"a", "big": b"x" * 5_000_000})
+    for name in ("a", "big"):
+        with pytest.raises(InstanceFailed, match=r"did not take the files: .*directory"):
+            upload(machine, JOB, [name], base)
+    machine.close()
+
+
+def test_an_unreadable_or_shrinking_file_is_said(machine: Machine, base: Path) -> None:
+    fill(base, {"a": b"a" * 5_000_000})
+
+    class Shrinking(type(base)):
+        def lstat(self) -> os.stat_result:
+            status = list(super().lstat())
+            status[6] += 10
+            return os.stat_result(status)
+
+    with pytest.raises(InvalidRequest, match="became shorter"):
+        upload(machine, JOB, ["a"], Shrinking(base))
+    assert not (work(machine) / "a").exists()
+
+
+def test_a_cut_link_during_transfers_is_mended(server: Server, base: Path, tmp_path: Path) -> None:
+    data = random.Random(2).randbytes(60_000_000)
+    fill(base, {"big": data, "small": b"s"})
+    with proxy(server.endpoint.host, server.endpoint.port) as between:
+        through = server.endpoint.model_copy(update={"port": between.port})
+        machine = Machine(
+            lambda: connect(through, server.client_key, server.host_key.public), root=str(tmp_path / "root")
+        )
+        between.cut_after(20_000_000)
+        upload(machine, JOB, ["."], base)
+        assert (work(machine) / "big").read_bytes() == data
+        assert between.connections == 2
+        between.cut_after(20_000_000)
+        download(machine, JOB, ["."], tmp_path / "back")
+        assert between.connections == 3
+        machine.close()
+    assert contents(tmp_path / "back") == {"big": data, "small": b"s"}
+
+
+def test_stop_is_heeded_during_a_transfer(machine: Machine, base: Path) -> None:
+    with (base / "huge").open("wb") as huge:
+        huge.truncate(20_000_000_000)
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="cancelled"):
+        upload(machine, JOB, ["huge"], base, lambda: "cancelled" if time.monotonic() > began + 0.5 else None)
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_file_that_changes_while_it_comes_down_is_no_whole_file(machine: Machine, tmp_path: Path) -> None:
+    folder = work(machine)
+    fill(folder, {"a": b"a" * 10, "b": b"b" * 10})
+    entries = machine.execute(machine.job_directory(JOB) + listing.LIST_PROGRAM)
+    assert [entry.size for entry in listing.parse(entries.stdout)] == [10, 10]
+    grown = tmp_path / f"lie-{uuid.uuid4().hex}"
+    shutil.copytree(folder, grown)
+
+    class Lying:
+        def __init__(self, inner: object) -> None:
+            self._inner = inner
+
+        def open(self, command: str) -> object:
+            with (folder / "a").open("ab") as file:
+                file.write(b"more" if self.is_late else b"")
+            self.is_late = True
+            return self._inner.open(command)
+
+        is_late = False
+
+        def is_alive(self) -> bool:
+            return self._inner.is_alive()
+
+        def close(self) -> None:
+            self._inner.close()
+
+    liar = Machine(lambda: None, Lying(machine.connection()), root=machine.root)
+    with pytest.raises(InstanceFailed, match="grew while"):
+        download(liar, JOB, ["a", "b"], tmp_path / "back")
