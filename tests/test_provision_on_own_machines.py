@@ -107,7 +107,7 @@ def test_a_machine_with_fewer_gpus_than_it_offered_is_given_back_and_the_next_on
 
 def test_a_machine_that_is_down_is_passed_over_and_the_other_one_runs_the_job(team: Team) -> None:
     team.hosts[0].power_off()
-    message = team.run("true", gpu="H100")
+    message = team.run("true", gpu="H100:2")
     assert message.startswith("exit 0 in "), message
     assert team.outcomes == ["gone"]
     team.hosts[0].power_on()
@@ -124,7 +124,7 @@ def test_a_machine_that_is_cut_off_mid_job_is_attached_to_again(team: Team) -> N
 
     puller = threading.Thread(target=cable)
     puller.start()
-    message = team.run(f"touch {started}; i=0; while [ $i -lt 8 ]; do echo $i; i=$((i+1)); sleep 1; done", gpu="H100")
+    message = team.run(f"touch {started}; i=0; while [ $i -lt 8 ]; do echo $i; i=$((i+1)); sleep 1; done", gpu="H100:2")
     puller.join()
     started.unlink()
     assert message.startswith("exit 0 in "), message
@@ -143,6 +143,7 @@ def test_a_job_in_an_image_brings_its_files_back_and_an_image_that_nobody_has_is
     message = team.run("echo made >out; exit 4", job=Job(image="sshd:local", outputs=("out",)))
     assert message.startswith("exit 4 in "), message
     assert team.state.data.result.outputs == ("out",)
-    message = team.run("true", job=Job(image="127.0.0.1:1/team/none:1"))
-    assert "cannot be pulled" in message
+    team.run("true", job=Job(image="127.0.0.1:1/team/none:1"))
     assert team.state.is_failed()
+    attempts = Record.read(team.state.state_details.flow_run_id).attempts
+    assert all("cannot be pulled" in str(one.why) for one in attempts)
