@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from prefect.blocks.core import Block
+from prefect.types import SecretDict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 _HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-\S+) [A-Za-z0-9+/]+=*(\s.*)?")
@@ -27,7 +28,9 @@ class SshJumpHost(BaseModel):
     address: str = Field(title="Address", description="Host name or IP address.")
     port: int = Field(default=22, ge=1, le=65535, title="Port")
     user: str = Field(default="root", title="User")
-    private_key: SecretStr | None = Field(default=None, title="Private key", description="Empty: the block's own.")
+    key: str = Field(
+        default="", title="Key", description="Name of one of the block's other keys. Empty: its private key."
+    )
     host_key: str | None = Field(
         default=None,
         title="Host key",
@@ -50,7 +53,9 @@ class SshHost(BaseModel):
     )
     port: int = Field(default=22, ge=1, le=65535, title="Port")
     user: str = Field(default="root", title="User", description="Who logs in, and who jobs run as.")
-    private_key: SecretStr | None = Field(default=None, title="Private key", description="Empty: the block's own.")
+    key: str = Field(
+        default="", title="Key", description="Name of one of the block's other keys. Empty: its private key."
+    )
     host_key: str | None = Field(
         default=None,
         title="Host key",
@@ -113,7 +118,11 @@ class SshMachines(Block):
     private_key: SecretStr | None = Field(
         default=None,
         title="Private key",
-        description="Logs in where a machine has none of its own. In OpenSSH's format, without a passphrase.",
+        description="Logs in where a machine names no other. In OpenSSH's format, without a passphrase.",
+    )
+    # Prefect hides no secret that stands in a list, so machines name their keys and the keys stand here.
+    other_keys: SecretDict | None = Field(
+        default=None, title="Other keys", description="By a name of yours: for machines that name it as their key."
     )
     jump: SshJumpHost | None = Field(
         default=None, title="Jump host", description="On the way to all machines without one."
@@ -133,8 +142,15 @@ class SshMachines(Block):
             if names.count(host.name) > 1:
                 raise ValueError(f"two machines are called {host.name}: give each a name of its own")
             jump = host.jump or self.jump
-            if self.private_key is None and (host.private_key is None or (jump and jump.private_key is None)):
-                raise ValueError(
-                    f"no private key logs in to {host.name}: give the block one, or the machine and its jump host"
-                )
+            for key in (host.key, *([jump.key] if jump else [])):
+                if self.key(key) is None:
+                    missing = f"no other key is called {key!r}" if key else "the block has no private key"
+                    raise ValueError(f"nothing logs in to {host.name}: {missing}")
         return self
+
+    def key(self, name: str) -> SecretStr | None:
+        """One of the private keys by its name; the block's own for an empty one. None where there is none."""
+        if not name:
+            return self.private_key
+        found: object = (self.other_keys.get_secret_value() if self.other_keys else {}).get(name)
+        return SecretStr(found) if isinstance(found, str) else None

@@ -460,7 +460,7 @@ class Ssh(Provider[SshMachines]):
         return self._host(host), _checked_name(name)
 
     def _connect(self, host: SshHost) -> Connection:
-        key = host.private_key or self.credentials.private_key
+        key = self.credentials.key(host.key)
         if key is None:
             raise AuthFailed(f"no private key logs in to {host.name}: give the block one")
         return self._first_use.connect(
@@ -481,7 +481,7 @@ class Ssh(Provider[SshMachines]):
         )
 
     def _jump(self, jump: SshJumpHost) -> SshJump:
-        key = jump.private_key or self.credentials.private_key
+        key = self.credentials.key(jump.key)
         if key is None:
             raise AuthFailed(f"no private key logs in to the jump host {jump.address}: give it one")
         return SshJump(host=jump.address, port=jump.port, user=jump.user, private_key=key, host_key=jump.host_key)

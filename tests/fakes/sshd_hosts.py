@@ -229,7 +229,7 @@ def sshd_hosts(*names: str) -> Iterator[tuple[SshdHost, ...]]:
 def block(*hosts: SshdHost | SshHost, **more: Any) -> SshMachines:
     """A block of these machines; a stand-in is described with its key."""
     described = [host.described() if isinstance(host, SshdHost) else host for host in hosts]
-    return SshMachines(**{"hosts": described, "private_key": ADMIN.private, "timeout_s": 4.0, **more})
+    return SshMachines(**{"hosts": described, "private_key": ADMIN.private, "timeout_s": 10.0, **more})
 
 
 def _free_addresses() -> tuple[str, str]:

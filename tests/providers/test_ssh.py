@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from pydantic import SecretStr, ValidationError
 
 from blocks.ssh import SshHost, SshJumpHost, SshMachines
@@ -552,7 +553,7 @@ def test_a_key_that_is_refused_is_auth_failed_and_says_where(one: SshdHost, two:
             call()
         assert "refuses the key of the user root" in refused.value.message
         assert stranger.get_secret_value().splitlines()[2] not in repr(refused.value)
-    half = Ssh(block(one.described(private_key=stranger), two))
+    half = Ssh(block(one.described(key="old"), two, other_keys={"old": stranger.get_secret_value()}))
     free, refused_one = half.fetch_offers(Requirements())
     assert (free.instance_type, refused_one.instance_type) == ("m1", "m0")
     assert "refuses the key" in str(refused_one.unavailable_because)
@@ -663,8 +664,10 @@ def test_a_machine_with_a_broken_gpu_has_a_problem(one: SshdHost) -> None:
 
 def test_the_block_refuses_what_could_not_work() -> None:
     key = SecretStr("key")
-    with pytest.raises(ValidationError, match="no private key"):
+    with pytest.raises(ValidationError, match="the block has no private key"):
         SshMachines(hosts=[SshHost(address="a")])
+    with pytest.raises(ValidationError, match="no other key is called 'x'"):
+        SshMachines(hosts=[SshHost(address="a", jump=SshJumpHost(address="j", key="x"))], private_key=key)
     with pytest.raises(ValidationError, match="two machines are called a"):
         SshMachines(hosts=[SshHost(address="a"), SshHost(address="b", name="a")], private_key=key)
     with pytest.raises(ValidationError, match="in two slices"):
@@ -675,6 +678,24 @@ def test_the_block_refuses_what_could_not_work() -> None:
         SshHost(address="a", name="a/b")
     assert SshHost(address="fe80::1").name == "fe80--1"
     assert SshMachines.get_block_type_slug() == "gpu-ssh"
+
+
+def test_a_saved_block_hides_every_key_and_comes_back_whole(prefect_api: None) -> None:
+    machines = SshMachines(
+        hosts=[SshHost(address="a", key="one", jump=SshJumpHost(address="j", key="two"))],
+        private_key=SecretStr("KEY-ZERO"),
+        other_keys={"one": "KEY-ONE", "two": "KEY-TWO"},  # type: ignore[arg-type]
+    )
+    assert "KEY-" not in repr(machines) + str(machines.model_dump())
+    machines.save("hidden", _sync=True)
+    with get_client(sync_client=True) as client:
+        shown = client.request("POST", "/block_documents/filter", json={"include_secrets": False}).text
+    assert "hidden" in shown
+    assert "KEY-" not in shown
+    loaded = SshMachines.load("hidden", _sync=True)
+    keys = [loaded.key(name) for name in ("", "one", "two")]
+    assert [key.get_secret_value() if key else None for key in keys] == ["KEY-ZERO", "KEY-ONE", "KEY-TWO"]
+    assert loaded.hosts[0].name == "a"
 
 
 def test_there_is_no_spot_on_own_machines(one: SshdHost) -> None:
