@@ -795,7 +795,8 @@ class OneAnswer:
 
 # --- what EC2 says ------------------------------------------------------------------------------------------------------
 
-# Written down from AWS's own list a second time, not read from the driver: what an order that is refused so becomes.
+# What an order that is refused so becomes. Written out here, not read from the driver, so that a code that moves is seen;
+# it shows that the table is kept, not that EC2 gives these codes.
 REFUSALS: dict[type[ProviderError], str] = {
     NoCapacity: """InsufficientInstanceCapacity InsufficientHostCapacity InsufficientReservedInstanceCapacity
         InsufficientCapacityOnHost UnfulfillableCapacity Unsupported SpotMaxPriceTooLow InsufficientFreeAddressesInSubnet
