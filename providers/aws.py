@@ -139,7 +139,7 @@ NEVER_RAN: Final = {
     "Server.InternalError",
 }
 
-# vCPU quotas by the letters a type begins with: on-demand, spot. p6 on spot: AWS documents no code (looked 2026-11).
+# vCPU quotas by the letters a type begins with: on-demand, spot. p6 on spot: sources disagree, so it is not judged.
 QUOTA_CODES: Final[dict[str, tuple[str | None, str | None]]] = {
     "p6": ("L-417A185B", None),
     "p5": ("L-417A185B", "L-C4BD4855"),
@@ -242,7 +242,7 @@ class Aws(Provider[AwsCredentials]):
         images="docker",
         host_key="placed",
         boot_deadline_s=600,
-        # https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html: what is refilled per second
+        # EC2's default refill per second, not measured: https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
         rate_limits={
             "create_instance": RateLimit(calls=2, per_s=1),
             "terminate_instance": RateLimit(calls=5, per_s=1),

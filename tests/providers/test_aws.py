@@ -28,7 +28,7 @@ from pydantic import SecretStr, ValidationError
 from blocks.aws import AwsCredentials, AwsImage
 from providers import aws
 from providers.aws import Aws, AwsOptions
-from providers.core import orders
+from providers.core import orders, remote
 from providers.core.errors import (
     AuthFailed,
     InvalidRequest,
@@ -40,12 +40,14 @@ from providers.core.errors import (
     Transient,
     Unconfirmed,
 )
+from providers.core.jobs import Machine
 from providers.core.keys import Purpose, derive
 from providers.core.lease import Lease
 from providers.core.models import (
     Availability,
     Instance,
     InstanceState,
+    JobSpec,
     LaunchSpec,
     Listing,
     Offer,
@@ -793,7 +795,8 @@ class OneAnswer:
 
 # --- what EC2 says ------------------------------------------------------------------------------------------------------
 
-# Written down from AWS's own list a second time, not read from the driver: what an order that is refused so becomes.
+# What an order that is refused so becomes. Written out here, not read from the driver, so that a code that moves is seen;
+# it shows that the table is kept, not that EC2 gives these codes.
 REFUSALS: dict[type[ProviderError], str] = {
     NoCapacity: """InsufficientInstanceCapacity InsufficientHostCapacity InsufficientReservedInstanceCapacity
         InsufficientCapacityOnHost UnfulfillableCapacity Unsupported SpotMaxPriceTooLow InsufficientFreeAddressesInSubnet
@@ -1274,6 +1277,28 @@ def test_the_machine_answers_with_the_key_that_was_placed_and_lets_in_whom_the_o
     driver.terminate_instance(created.id)
     wait_for(InstanceState.TERMINATED, driver, created)
     assert cloud.machine_processes(created.id) == []
+
+
+def test_a_job_runs_there_by_the_supervisor_and_its_output_comes_whole(
+    cloud: AwsCloud, driver: Aws, tmp_path: Path
+) -> None:
+    spec = launch_spec(driver, lease_name())
+    running = wait_for(InstanceState.RUNNING, driver, driver.create_instance(offer_of(), spec))
+    endpoint = running.ssh
+    assert endpoint is not None
+    assert spec.host_key is not None
+    host_key, client_key = spec.host_key.public, derive(MASTER_SECRET, spec.name, "client")
+    machine = Machine(lambda: remote.connect(endpoint, client_key, host_key))
+    try:
+        job = JobSpec(id=f"{spec.name}.1", command='echo "$HOME"; seq 20000; exit 3', timeout_s=60)
+        result = machine.run(job, tmp_path / "job.log")
+    finally:
+        machine.close()
+    assert result is not None
+    assert result.exit_code == 3
+    home, *lines = (tmp_path / "job.log").read_text().splitlines()
+    assert running.id.split("/")[1] in home, "the machine's own home"
+    assert lines == [str(number) for number in range(1, 20001)]
 
 
 # --- the block ----------------------------------------------------------------------------------------------------------
