@@ -27,15 +27,15 @@ def ask(
             fetch_offers: Any = registry.library(name).fetch_offers
             pending[name] = fetch_offers.submit(requirements, account_of(account, name))
         except ProviderError as trouble:
-            troubles[name.value] = trouble
+            troubles[str(name)] = trouble
     for name, future in pending.items():
         future.wait(timeout=max(0.1, deadline - time.monotonic()))
         if not future.state.is_final():
-            troubles[name.value] = Transient(f"no answer within {PATIENCE_S:.0f} s")
+            troubles[str(name)] = Transient(f"no answer within {PATIENCE_S:.0f} s")
             continue
         answer = future.result(raise_on_failure=False)
         if isinstance(answer, ProviderError):
-            troubles[name.value] = answer
+            troubles[str(name)] = answer
         elif isinstance(answer, Exception):
             raise answer
         else:

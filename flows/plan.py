@@ -117,7 +117,7 @@ def _billing_of(provider: str) -> Billing:
 
 def _message(ranked: list[Ranked], wanted: Requirements, names: list[ProviderName], hours: float) -> str:
     if not ranked or not ranked[0].is_buyable:
-        return explain.explain(wanted, [name.value for name in names], [one.offer for one in ranked])
+        return explain.explain(wanted, [str(name) for name in names], [one.offer for one in ranked])
     best = ranked[0]
     offer = best.offer
     count = sum(one.is_buyable for one in ranked)

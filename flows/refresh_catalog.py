@@ -111,7 +111,7 @@ def _with_prices_of_their_own(account: str | dict[str, str]) -> dict[str, str]:
             continue  # its extra is not installed here: another worker's part
         driver: Any = library.driver_class
         if driver.collect_prices is not Provider.collect_prices:  # pyright: ignore[reportUnknownMemberType] - generic over credentials
-            found[name.value] = account_of(account, name)
+            found[str(name)] = account_of(account, name)
     return found
 
 
