@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path, PurePosixPath
 
 from providers import ProviderName, account_of
+from providers.core import git
+from providers.core.errors import InvalidRequest
 from providers.core.gpus import parse_gpu
 from providers.core.models import Job, Requirements
 
@@ -53,6 +55,11 @@ def checked_job(job: Job, directory: Path) -> Job:
             raise Refused(f"{name!r} is no name of an environment variable: use letters, digits and _")
     if twice := job.env.keys() & job.secrets.keys():
         raise Refused(f"{min(twice)} stands in env and in secrets: write it once")
+    if job.code is not None:
+        try:
+            git.parse(job.code)
+        except InvalidRequest as unclear:
+            raise Refused(unclear.message) from unclear
     if any("\0" in value for value in job.env.values()):
         raise Refused("a value in env holds a NUL byte: no environment takes one")
     return job

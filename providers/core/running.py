@@ -8,7 +8,7 @@ from typing import Final
 
 from prefect.logging import get_run_logger
 
-from providers.core import files, images, joblog, machine_check
+from providers.core import files, git, images, joblog, machine_check
 from providers.core.aside import Stopped, never
 from providers.core.errors import InstanceFailed
 from providers.core.jobs import Machine
@@ -48,6 +48,8 @@ def run_on(
     """
     if spec.image is not None:
         images.prepare(machine, spec, should_stop)
+    if job.code is not None:
+        git.upload(machine, spec.id, job.code, should_stop)
     files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
     path = folder / LOG
     warn = get_run_logger().warning
