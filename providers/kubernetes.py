@@ -355,8 +355,9 @@ class Kubernetes(Provider[KubernetesCredentials]):
             for name in (secret["metadata"]["name"] for secret in secrets)
             if name.startswith(prefix) and name not in standing
         ]
-        # A pod that has ended holds no GPU, but is there until somebody deletes it.
-        ended = [one for one in instances if one.state.is_final]
+        # A pod that has ended holds no GPU, but is there until somebody deletes it; one that is being deleted needs nobody any more.
+        deleted = {pod["metadata"]["name"] for pod in pods if pod["metadata"].get("deletionTimestamp")}
+        ended = [one for one in instances if one.state.is_final and one.name not in deleted]
         left += [Leftover(id=one.id, kind="ended pod", name=one.name, region=one.region) for one in ended]
         return Listing(instances=tuple(one for one in instances if not one.state.is_final), leftovers=tuple(left))
 

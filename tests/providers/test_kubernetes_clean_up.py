@@ -65,13 +65,21 @@ def _an_empty_namespace(cluster: Cluster) -> None:
 
 
 def left(cluster: Cluster) -> list[str]:
-    """What stands in the namespace: pods in any state, and Secrets that bear our label."""
+    """What stands in the namespace: pods, and Secrets that bear our label. A pod that has ended and is being deleted is gone: its
+    node has stopped it, and Kubernetes forgets it when the node has tidied up (up to 10 s later).
+    """
     secrets = cluster.get(f"/api/v1/namespaces/{cluster.namespace}/secrets?labelSelector=app.kubernetes.io/managed-by")
-    return [one["metadata"]["name"] for one in (*cluster.pods(), *secrets["items"])]
+    pods = [
+        pod
+        for pod in cluster.pods()
+        if "deletionTimestamp" not in pod["metadata"] or pod["status"]["phase"] not in {"Succeeded", "Failed"}
+    ]
+    return [one["metadata"]["name"] for one in (*pods, *secrets["items"])]
 
 
 def gone_within(cluster: Cluster, seconds: float, since: float) -> None:
     wait_until(lambda: left(cluster) == [], max(1.0, seconds - (time.monotonic() - since)), "an empty namespace")
+    wait_until(lambda: cluster.pods() == [], 60, "the cluster to forget the pods")
 
 
 def start_long_job(cluster: Cluster, stack: Stack, provision: UUID) -> UUID:
