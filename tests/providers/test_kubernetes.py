@@ -1,0 +1,1254 @@
+"""The driver `kubernetes`: against a real cluster, and what needs none (labels, quantities, states, the error table)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+import yaml
+from pydantic import SecretStr, ValidationError
+
+pytest.importorskip("kubernetes", reason="needs the extra: pip install 'prefect-gpu[kubernetes]'")
+
+from blocks.kubernetes import KubernetesCredentials, KubernetesMount, KubernetesToleration
+from providers.core import files
+from providers.core.errors import (
+    AuthFailed,
+    InstanceFailed,
+    InvalidRequest,
+    LinkLost,
+    NotFound,
+    NotReady,
+    ProviderError,
+    QuotaExceeded,
+    RateLimited,
+    Transient,
+    Unconfirmed,
+)
+from providers.core.gpus import parse_gpu
+from providers.core.jobs import Machine
+from providers.core.models import (
+    Availability,
+    Instance,
+    InstanceState,
+    JobSpec,
+    LaunchSpec,
+    Offer,
+    RegistryAuth,
+    Requirements,
+    Spot,
+    utc_now,
+)
+from providers.core.nodes import Node, quantity, requests
+from providers.kubernetes import Kubernetes, _state
+from tests.conformance import ProviderConformance, Subject, launch_spec, lease_name
+from tests.fakes.kubernetes import KEPT, Cluster, KubernetesFaults, Wire, is_create, is_get, status
+
+H100 = Requirements(gpu=parse_gpu("H100"))
+
+
+# --- against the real cluster ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    path = os.environ.get("PREFECT_GPU_TEST_KUBECONFIG")
+    if not path:
+        pytest.skip("no cluster: set PREFECT_GPU_TEST_KUBECONFIG to an administrator's kubeconfig")
+    cluster = Cluster(Path(path))
+    try:
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def driver(cluster: Cluster, tmp_path: Path) -> Iterator[Kubernetes]:
+    driver = Kubernetes(cluster.credentials(tmp_path))
+    yield driver
+    cluster.clear()
+
+
+def create(driver: Kubernetes, requirements: Requirements = H100, **more: Any) -> Instance:
+    offer = driver.fetch_offers(requirements)[0]
+    return driver.create_instance(offer, launch_spec(driver, lease_name(), **more))
+
+
+def until(driver: Kubernetes, instance: Instance, state: InstanceState, seconds: float = 90.0) -> Instance:
+    deadline = time.monotonic() + seconds
+    while (seen := driver.get_instance(instance.id)).state is not state:
+        assert time.monotonic() < deadline, f"it is {seen.state}: {seen.reason}"
+        assert seen.state in {InstanceState.PROVISIONING, InstanceState.RUNNING, InstanceState.TERMINATING}, seen.reason
+        time.sleep(0.1)
+    return seen
+
+
+def until_gone(driver: Kubernetes, instance: Instance, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            driver.get_instance(instance.id)
+        except NotFound:
+            return
+        assert time.monotonic() < deadline, "it never went away"
+        time.sleep(0.1)
+
+
+@pytest.mark.kubernetes
+class TestConformance(ProviderConformance):
+    @pytest.fixture
+    def subject(self, cluster: Cluster, tmp_path: Path) -> Iterator[Subject]:
+        wires: list[Wire] = []
+
+        def wire(real: httpx.BaseTransport) -> Wire:
+            wires.append(Wire(real))
+            return wires[0]
+
+        driver = Kubernetes(cluster.credentials(tmp_path), transport=wire)
+        driver.account_id()
+
+        def shrink() -> None:
+            driver._page = 1
+
+        yield Subject(
+            provider=driver,
+            secrets=(cluster.token,),
+            unknown_id=f"{cluster.namespace}/{lease_name()}",
+            requirements=H100,
+            faults=KubernetesFaults(cluster, wires[0], shrink),
+            pass_time=lambda seconds: time.sleep(min(seconds, 0.2)),
+        )
+        wires[0].armed.clear()
+        cluster.clear()
+
+
+@pytest.fixture(scope="module")
+def pod(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kubernetes, Instance]]:
+    driver = Kubernetes(cluster.credentials(tmp_path_factory.mktemp("pod")))
+    offer = driver.fetch_offers(H100)[0]
+    made = driver.create_instance(offer, launch_spec(driver, lease_name(KEPT)))
+    instance = until(driver, made, InstanceState.RUNNING)
+    yield driver, instance
+    driver.terminate_instance(instance.id)
+
+
+def run(driver: Kubernetes, instance: Instance, command: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    channel = driver.open_channel(instance).open(command)
+    try:
+        channel.sendall(stdin)
+        channel.shutdown_write()
+        output = bytearray()
+        while data := channel.recv(1 << 20):
+            output += data
+        return channel.exit_status(10), bytes(output), channel.error_text()
+    finally:
+        channel.close()
+
+
+@pytest.mark.kubernetes
+class TestCommandsOnAPod:
+    def test_output_error_and_exit_status_are_the_commands_own(self, pod: tuple[Kubernetes, Instance]) -> None:
+        assert run(*pod, "echo out; echo err >&2; exit 3") == (3, b"out\n", "err\n")
+        assert run(*pod, "true") == (0, b"", "")
+        assert run(*pod, "kill -9 $$")[0] == 137
+
+    def test_every_byte_arrives_in_both_directions(self, pod: tuple[Kubernetes, Instance]) -> None:
+        every = bytes(range(256)) * 7 + b"\0\n\r\xff 0\n5\nabc\n"
+        assert run(*pod, "cat", every) == (0, every, "")
+
+    @pytest.mark.parametrize("size", [0, 1, 65535, 1 << 20, (1 << 20) + 1, 3_000_017])
+    def test_the_end_of_stdin_reaches_the_command(self, pod: tuple[Kubernetes, Instance], size: int) -> None:
+        data = os.urandom(size)
+        code, output, _ = run(*pod, "sha256sum | cut -d' ' -f1", data)
+        assert (code, output.decode().strip()) == (0, hashlib.sha256(data).hexdigest())
+
+    def test_100_mb_come_whole(self, pod: tuple[Kubernetes, Instance]) -> None:
+        code, output, _ = run(*pod, "head -c 100000000 /dev/zero | tr '\\0' x")
+        assert code == 0
+        assert len(output) == 100_000_000
+        assert output.strip(b"x") == b""
+
+    def test_a_command_that_reads_no_stdin_ends_by_itself(self, pod: tuple[Kubernetes, Instance]) -> None:
+        channel = pod[0].open_channel(pod[1]).open("exit 4")
+        assert channel.exit_status(10) == 4  # although its stdin was never ended
+        channel.close()
+
+    def test_a_command_that_stops_reading_does_not_block_or_fail_the_sender(
+        self, pod: tuple[Kubernetes, Instance]
+    ) -> None:
+        assert run(*pod, "head -c 5; exit 7", b"hello" + bytes(20_000_000)) == (7, b"hello", "")
+
+    def test_what_is_not_read_stops_the_sender_and_is_not_lost(self, pod: tuple[Kubernetes, Instance]) -> None:
+        channel = pod[0].open_channel(pod[1]).open("seq 1 3000000")
+        channel.shutdown_write()
+        time.sleep(1.0)
+        assert sum(len(part) for part in channel._out) <= 1 << 20
+        digest = hashlib.sha256()
+        while data := channel.recv(65536):
+            digest.update(data)
+        assert digest.digest() == hashlib.sha256(b"".join(b"%d\n" % n for n in range(1, 3_000_001))).digest()
+        assert channel.exit_status(10) == 0
+        channel.close()
+
+    def test_a_pause_longer_than_the_watchdogs_patience_is_not_a_lost_link(
+        self, pod: tuple[Kubernetes, Instance]
+    ) -> None:
+        channel = pod[0].open_channel(pod[1]).open("sleep 17; echo late")
+        channel.shutdown_write()
+        assert channel.recv(99) == b"late\n"
+        channel.close()
+
+    def test_a_command_whose_link_was_closed_is_hung_up(self, pod: tuple[Kubernetes, Instance]) -> None:
+        channel = pod[0].open_channel(pod[1]).open("echo on; exec sleep 98765")
+        assert channel.recv(99) == b"on\n"
+        channel.close()
+        deadline = time.monotonic() + 10
+        while b"98765" in run(*pod, "ps -eo args | grep '[s]leep 9876' || :")[1]:
+            assert time.monotonic() < deadline, "it stays behind"
+            time.sleep(0.2)
+
+    def test_closing_wakes_a_reader_in_another_thread(self, pod: tuple[Kubernetes, Instance]) -> None:
+        channel = pod[0].open_channel(pod[1]).open("sleep 60")
+        threading.Timer(0.3, channel.close).start()
+        began = time.monotonic()
+        with pytest.raises(LinkLost):
+            channel.recv(10)
+        assert time.monotonic() - began < 5
+
+    def test_commands_run_side_by_side_from_many_threads(self, pod: tuple[Kubernetes, Instance]) -> None:
+        link = pod[0].open_channel(pod[1])
+
+        def one(number: int) -> bytes:
+            channel = link.open(f"sleep 0.2; echo {number}")
+            channel.shutdown_write()
+            output = channel.recv(99)
+            channel.close()
+            return output
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(one, range(12))) == [b"%d\n" % number for number in range(12)]
+
+    def test_the_commands_words_are_not_in_the_url(self, pod: tuple[Kubernetes, Instance]) -> None:
+        # 200 KB of them: no URL and no argument of execve takes that.
+        assert run(*pod, "x=" + "a" * 100_000 + "; echo ${#x}")[:2] == (0, b"100000\n")
+
+    def test_a_pod_that_is_gone_is_not_found_and_not_a_lost_link(self, driver: Kubernetes, cluster: Cluster) -> None:
+        ghost = Instance(
+            id=f"{cluster.namespace}/{lease_name()}", name="ghost", provider="kubernetes", state=InstanceState.RUNNING
+        )
+        with pytest.raises(NotFound):
+            driver.open_channel(ghost)
+
+    def test_a_pod_that_does_not_run_yet_is_not_ready(self, driver: Kubernetes) -> None:
+        instance = create(driver)
+        with pytest.raises(NotReady):
+            driver.open_channel(instance)
+
+    def test_a_frozen_link_is_noticed_within_20_s(
+        self, cluster: Cluster, pod: tuple[Kubernetes, Instance], tmp_path: Path
+    ) -> None:
+        with Relay(cluster.url) as relay:
+            far = Kubernetes(cluster.credentials(tmp_path, url=f"https://127.0.0.1:{relay.port}"))
+            channel = far.open_channel(pod[1]).open("echo on; sleep 100")
+            assert channel.recv(99) == b"on\n"
+            relay.freeze()
+            began = time.monotonic()
+            with pytest.raises(LinkLost):
+                channel.recv(99)
+            assert time.monotonic() - began < 20
+            channel.close()
+
+
+class Relay:
+    """A TCP relay to the API server that can stop passing anything on while connections stay up."""
+
+    def __init__(self, url: str) -> None:
+        self.target = httpx.URL(url)
+        self.is_frozen = threading.Event()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self.server, *self.open):
+            sock.close()
+
+    def freeze(self) -> None:
+        self.is_frozen.set()
+
+    def cut(self) -> None:
+        for sock in list(self.open):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            far = socket.create_connection((self.target.host, self.target.port or 443))
+            self.open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                while self.is_frozen.is_set():
+                    time.sleep(0.1)
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+@pytest.mark.kubernetes
+class TestJobsOnAPod:
+    def test_a_job_runs_and_its_output_and_exit_code_come_back(
+        self, pod: tuple[Kubernetes, Instance], tmp_path: Path
+    ) -> None:
+        machine = Machine(lambda: pod[0].open_channel(pod[1]))
+        job = JobSpec(
+            id=f"{pod[1].name}.{uuid.uuid4().hex[:4]}",
+            command="echo $GREETING $WORD; echo err >&2; printf '\\000\\377'; exit 3",
+            env={"GREETING": "hello"},
+            secrets={"WORD": SecretStr("sesame")},
+        )
+        result = machine.run(job, tmp_path / "log")
+        assert result is not None
+        assert (result.exit_code, result.outcome) == (3, "exited")
+        assert (tmp_path / "log").read_bytes() == b"hello sesame\nerr\n\x00\xff"
+
+    def test_a_cancelled_job_leaves_nothing_running(self, pod: tuple[Kubernetes, Instance], tmp_path: Path) -> None:
+        machine = Machine(lambda: pod[0].open_channel(pod[1]), grace_s=1)
+        job = JobSpec(
+            id=f"{pod[1].name}.{uuid.uuid4().hex[:4]}",
+            command="setsid sleep 54321 & nohup sleep 54322 & echo started; sleep 54323",
+        )
+        seen = bytearray()
+        result = machine.run(
+            job,
+            tmp_path / "log",
+            lambda _, data: seen.extend(data),
+            lambda: "cancelled" if b"started" in seen else None,
+        )
+        assert result is not None
+        assert result.outcome == "cancelled"
+        assert run(*pod, "ps -eo args | grep '[s]leep 5432' || :")[1] == b""
+
+    def test_a_cut_link_loses_no_byte_and_doubles_none(
+        self, cluster: Cluster, pod: tuple[Kubernetes, Instance], tmp_path: Path
+    ) -> None:
+        with Relay(cluster.url) as relay:
+            far = Kubernetes(cluster.credentials(tmp_path, url=f"https://127.0.0.1:{relay.port}"))
+            machine = Machine(lambda: far.open_channel(pod[1]))
+            job = JobSpec(
+                id=f"{pod[1].name}.{uuid.uuid4().hex[:4]}",
+                command="i=0; while [ $i -lt 60 ]; do seq $((i * 1000)) $((i * 1000 + 999)); i=$((i + 1)); sleep 0.05; done",
+            )
+            cutter = threading.Thread(target=lambda: [time.sleep(1.2) or relay.cut() for _ in range(3)])
+            cutter.start()
+            notes: list[str] = []
+            result = machine.run(job, tmp_path / "log", on_link=notes.append)
+            cutter.join()
+        assert result is not None
+        assert result.exit_code == 0
+        assert notes, "the link was never lost: the test proves nothing"
+        assert (tmp_path / "log").read_bytes() == b"".join(b"%d\n" % n for n in range(60_000))
+
+    def test_files_go_up_and_come_back_whole(self, pod: tuple[Kubernetes, Instance], tmp_path: Path) -> None:
+        machine = Machine(lambda: pod[0].open_channel(pod[1]))
+        here, back = tmp_path / "here", tmp_path / "back"
+        (here / "data").mkdir(parents=True)
+        back.mkdir()
+        contents = {f"data/{number}.bin": os.urandom(size) for number, size in enumerate((0, 1, 70_000, 12_000_001))}
+        for name, data in contents.items():
+            (here / name).write_bytes(data)
+        job = JobSpec(id=f"{pod[1].name}.{uuid.uuid4().hex[:4]}", command="cp -r data results")
+        assert files.upload(machine, job.id, ["data"], here, is_checked=True).files == 4
+        result = machine.run(job, tmp_path / "log")
+        assert result is not None
+        assert result.exit_code == 0, (tmp_path / "log").read_text()
+        files.download(machine, job.id, ["results/"], back, is_checked=True)
+        for name, data in contents.items():
+            assert (back / name.replace("data", "results")).read_bytes() == data
+        machine.close()
+
+    def test_another_process_attaches_to_the_running_job(
+        self, pod: tuple[Kubernetes, Instance], tmp_path: Path
+    ) -> None:
+        job = JobSpec(id=f"{pod[1].name}.{uuid.uuid4().hex[:4]}", command="echo one; sleep 2; echo two")
+        first = Machine(lambda: pod[0].open_channel(pod[1]))
+        assert first.start(job) is True
+        first.close()
+        second = Machine(lambda: Kubernetes(pod[0].credentials).open_channel(pod[1]))
+        assert second.start(job) is False
+        result = second.run(job, tmp_path / "log")
+        assert result is not None
+        assert (result.exit_code, (tmp_path / "log").read_bytes()) == (0, b"one\ntwo\n")
+
+
+@pytest.mark.kubernetes
+class TestPods:
+    def test_more_gpus_than_there_are_is_an_instance_that_failed_in_a_users_words(self, driver: Kubernetes) -> None:
+        offer = driver.fetch_offers(H100)[0].model_copy(update={"gpu_count": 9})
+        began = time.monotonic()
+        instance = driver.create_instance(offer, launch_spec(driver, lease_name()))
+        failed = until(driver, instance, InstanceState.FAILED, 10)
+        assert "no node takes it" in failed.reason
+        assert "Insufficient nvidia.com/gpu" in failed.reason
+        assert time.monotonic() - began < 8
+
+    def test_a_pod_that_fits_no_node_waits_as_long_as_the_block_says(self, cluster: Cluster, tmp_path: Path) -> None:
+        patient = Kubernetes(cluster.credentials(tmp_path, scheduling_timeout_s=300))
+        offer = patient.fetch_offers(H100)[0].model_copy(update={"gpu_count": 9})
+        instance = patient.create_instance(offer, launch_spec(patient, lease_name()))
+        deadline = time.monotonic() + 10
+        while "Insufficient" not in (seen := patient.get_instance(instance.id)).reason:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(2)
+        assert (seen := patient.get_instance(instance.id)).state is InstanceState.PROVISIONING, seen.reason
+        patient.terminate_instance(instance.id)
+
+    @pytest.mark.parametrize(
+        ("image", "policy", "words"),
+        [
+            ("nosuch:local", "Never", "is not on the node"),
+            ("127.0.0.1:9/nosuch:1", "IfNotPresent", "cannot be pulled"),
+            ("UPPER CASE", "IfNotPresent", "has a name that is none"),
+        ],
+    )
+    def test_an_image_that_cannot_be_had_is_told_within_seconds(
+        self, cluster: Cluster, tmp_path: Path, image: str, policy: str, words: str
+    ) -> None:
+        driver = Kubernetes(cluster.credentials(tmp_path, image_pull_policy=policy))
+        began = time.monotonic()
+        instance = create(driver, image=image)
+        failed = until(driver, instance, InstanceState.FAILED, 60)
+        took = time.monotonic() - began
+        assert words in failed.reason
+        assert image in failed.reason
+        with pytest.raises(InstanceFailed, match=words):
+            driver.open_channel(failed)
+        driver.terminate_instance(instance.id)
+        assert took < 30
+
+    def test_the_jobs_image_is_the_pods(self, cluster: Cluster, driver: Kubernetes) -> None:
+        instance = create(driver, image="sshd:local")
+        (made,) = [one for one in cluster.pods() if one["metadata"]["name"] == instance.name]
+        assert made["spec"]["containers"][0]["image"] == "sshd:local"
+
+    def test_a_pod_has_no_rights_no_restarts_and_an_end(self, cluster: Cluster, driver: Kubernetes) -> None:
+        instance = create(
+            driver, tags={"prefect-gpu-flow-run": "abc", "prefect-gpu-lease-ends": "2030-01-01T00:00+00:00"}
+        )
+        (made,) = [one for one in cluster.pods() if one["metadata"]["name"] == instance.name]
+        spec, metadata = made["spec"], made["metadata"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["restartPolicy"] == "Never"
+        assert 7000 < spec["activeDeadlineSeconds"] <= 7260
+        assert metadata["labels"]["prefect-gpu/name"] == instance.name
+        assert metadata["labels"]["prefect-gpu/flow-run"] == "abc"
+        assert metadata["annotations"]["prefect-gpu/lease-ends"] == "2030-01-01T00:00+00:00"
+
+    def test_the_lease_ends_the_pod_and_it_is_left_to_be_deleted(self, driver: Kubernetes) -> None:
+        offer = driver.fetch_offers(H100)[0]
+        name = lease_name()
+        instance = driver.create_instance(offer, launch_spec(driver, name, deadline=utc_now() + timedelta(seconds=8)))
+        until(driver, instance, InstanceState.TERMINATED, 60)
+        listing = driver.list_instances(name)
+        assert listing.instances == ()
+        assert [left.kind for left in listing.leftovers] == ["ended pod"]
+        driver.terminate_instance(listing.leftovers[0].id)
+        until_gone(driver, instance)
+        assert driver.list_instances(name).leftovers == ()
+
+    def test_a_job_ends_with_its_pod(self, driver: Kubernetes) -> None:
+        instance = until(driver, create(driver), InstanceState.RUNNING)
+        channel = driver.open_channel(instance).open("sleep 100")
+        driver.terminate_instance(instance.id)
+        try:
+            assert channel.recv(10) == b""
+            assert channel.exit_status(5) == 137  # killed with its pod
+        except LinkLost:
+            pass  # the pod was gone before its node told
+        channel.close()
+        until_gone(driver, instance)
+
+    def test_two_orders_at_once_are_one_pod(self, cluster: Cluster, driver: Kubernetes) -> None:
+        offer, name = driver.fetch_offers(H100)[0], lease_name()
+        together = threading.Barrier(2)
+
+        def order(_: int) -> str:
+            together.wait()
+            return driver.create_instance(offer, launch_spec(driver, name)).id
+
+        with ThreadPoolExecutor(2) as pool:
+            assert len(set(pool.map(order, range(2)))) == 1
+        assert len([one for one in cluster.pods() if one["metadata"]["name"] == name]) == 1
+
+    def test_a_strangers_pod_under_our_name_is_not_taken_for_ours(self, cluster: Cluster, driver: Kubernetes) -> None:
+        offer, name = driver.fetch_offers(H100)[0], lease_name()
+        container = {"name": "c", "image": "sshd:local", "imagePullPolicy": "Never", "command": ["sleep", "60"]}
+        cluster.post(
+            f"/api/v1/namespaces/{cluster.namespace}/pods",
+            {"metadata": {"name": name}, "spec": {"containers": [container]}},
+        )
+        with pytest.raises(InvalidRequest, match="not ours"):
+            driver.create_instance(offer, launch_spec(driver, name))
+
+    def test_registry_credentials_live_as_long_as_their_pod(self, cluster: Cluster, driver: Kubernetes) -> None:
+        registry = RegistryAuth(server="ghcr.io", username="u", password=SecretStr("hunter2"))
+        instance = create(driver, registry=registry)
+        path = f"/api/v1/namespaces/{cluster.namespace}/secrets/{instance.name}"
+        secret = cluster.get(path)
+        (owner,) = secret["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"]) == ("Pod", instance.name)
+        assert driver.list_instances(instance.name).leftovers == ()
+        cluster.http.delete(f"/api/v1/namespaces/{cluster.namespace}/pods/{instance.name}")  # by somebody else
+        cluster.wait(lambda: cluster.http.get(path).status_code == 404)
+
+    def test_a_refused_order_leaves_no_registry_credentials(self, cluster: Cluster, tmp_path: Path) -> None:
+        wires: list[Wire] = []
+        driver = Kubernetes(cluster.credentials(tmp_path), transport=lambda real: wires.append(Wire(real)) or wires[0])
+        offer, name = driver.fetch_offers(H100)[0], lease_name()
+        wires[0].once(is_create, status(403, 'pods "x" is forbidden: exceeded quota: q', "Forbidden"))
+        registry = RegistryAuth(server="ghcr.io", username="u", password=SecretStr("hunter2"))
+        with pytest.raises(QuotaExceeded):
+            driver.create_instance(offer, launch_spec(driver, name, registry=registry))
+        assert driver.list_instances(name).leftovers == ()
+
+    def test_an_order_that_died_between_secret_and_pod_is_left_over(self, cluster: Cluster, tmp_path: Path) -> None:
+        wires: list[Wire] = []
+        driver = Kubernetes(cluster.credentials(tmp_path), transport=lambda real: wires.append(Wire(real)) or wires[0])
+        offer, name = driver.fetch_offers(H100)[0], lease_name()
+        wires[0].once(is_create, status(500, "etcdserver: request timed out"))
+        registry = RegistryAuth(server="ghcr.io", username="u", password=SecretStr("hunter2"))
+        with pytest.raises(Unconfirmed):
+            driver.create_instance(offer, launch_spec(driver, name, registry=registry))
+        (left,) = driver.list_instances(name).leftovers
+        assert left.kind == "pull secret"
+        driver.terminate_instance(left.id)
+        assert driver.list_instances(name).leftovers == ()
+
+    def test_mounts_come_from_the_block_and_from_the_options(self, cluster: Cluster, tmp_path: Path) -> None:
+        with cluster.stand_in(2) as (smi, count):
+            driver = Kubernetes(cluster.credentials(tmp_path, mounts=[smi]))
+            instance = until(driver, create(driver, options={"mounts": [count.model_dump()]}), InstanceState.RUNNING)
+            code, output, error = run(
+                driver, instance, "nvidia-smi --query-gpu=index,name --format=csv,noheader; df /dev/shm"
+            )
+            driver.terminate_instance(instance.id)
+        assert code == 0, error
+        assert output.count(b"NVIDIA H100 80GB HBM3") == 2
+        assert b"tmpfs" in output
+        assert b" 65536 " not in output, "/dev/shm is the container's own 64 MB"
+
+    def test_an_option_that_does_not_exist_is_refused_before_anything_is_ordered(
+        self, cluster: Cluster, driver: Kubernetes
+    ) -> None:
+        offer, name = driver.fetch_offers(H100)[0], lease_name()
+        with pytest.raises(InvalidRequest, match="vollumes"):
+            driver.create_instance(offer, launch_spec(driver, name, options={"vollumes": []}))
+        assert name not in {one["metadata"]["name"] for one in cluster.pods()}
+
+    def test_a_node_that_vanished_is_an_interruption(self, cluster: Cluster, tmp_path: Path) -> None:
+        wires: list[Wire] = []
+        driver = Kubernetes(cluster.credentials(tmp_path), transport=lambda real: wires.append(Wire(real)) or wires[0])
+        instance = until(driver, create(driver), InstanceState.RUNNING)
+
+        def silent(request: httpx.Request) -> httpx.Response:
+            seen = json.loads(wires[0].real.handle_request(request).read())
+            for condition in seen["status"]["conditions"]:
+                if condition["type"] == "Ready":
+                    condition["status"] = "False"
+            return httpx.Response(200, json=seen, request=request)
+
+        wires[0].always(is_get, silent)
+        assert driver.get_instance(instance.id).state is InstanceState.UNKNOWN
+        wires[0].always(
+            lambda request: "/nodes/" in request.url.path, status(404, 'nodes "node1" not found', "NotFound")
+        )
+        gone = driver.get_instance(instance.id)
+        assert gone.state is InstanceState.INTERRUPTED
+        assert "node1 is gone" in gone.reason
+        assert driver.interruption_reason(gone) == gone.reason
+        driver.terminate_instance(instance.id)
+
+
+@pytest.mark.kubernetes
+class TestOffers:
+    def test_what_other_pods_have_is_taken_off(self, cluster: Cluster, driver: Kubernetes) -> None:
+        eight = Requirements(gpu=parse_gpu("H100:8"))
+        create(driver)
+        (offer,) = driver.fetch_offers(eight)
+        assert offer.availability is Availability.UNAVAILABLE
+        assert "nvidia.com/gpu free" in (offer.unavailable_because or "")
+
+    def test_without_the_right_to_list_all_pods_an_offer_says_what_it_does_not_know(
+        self, cluster: Cluster, driver: Kubernetes
+    ) -> None:
+        (offer,) = driver.fetch_offers(H100)
+        assert offer.availability is Availability.UNKNOWN
+        assert offer.raw["counted"] == f"the pods of the namespace {cluster.namespace}"
+        assert (offer.gpu, offer.gpu_memory_gb, offer.price, offer.arch) == ("H100:1", 80.0, 2.0, "x86_64")
+
+    def test_with_it_an_offer_is_known_to_be_available(self, cluster: Cluster) -> None:
+        admin = Kubernetes(KubernetesCredentials(kubeconfig=os.environ["PREFECT_GPU_TEST_KUBECONFIG"], cpu=0.01))
+        (offer,) = admin.fetch_offers(H100)
+        assert offer.raw["counted"] == "all pods"
+        assert offer.availability is Availability.AVAILABLE
+
+    def test_a_cordoned_node_is_passed_over_and_says_why(self, cluster: Cluster, driver: Kubernetes) -> None:
+        cluster.patch("/api/v1/nodes/node1", {"spec": {"unschedulable": True}})
+        try:
+            (offer,) = driver.fetch_offers(H100)
+        finally:
+            cluster.patch("/api/v1/nodes/node1", {"spec": {"unschedulable": None}})
+        assert offer.availability is Availability.UNAVAILABLE
+        assert offer.unavailable_because == "the node node1 is cordoned"
+
+
+@pytest.mark.kubernetes
+class TestRights:
+    def test_the_manifest_grants_all_that_is_needed_and_the_identity(
+        self, cluster: Cluster, driver: Kubernetes
+    ) -> None:
+        assert driver.missing_rights() == []
+        uid = cluster.get("/api/v1/namespaces/kube-system")["metadata"]["uid"]
+        assert driver.account_id() == uid
+
+    def test_the_manifest_grants_nothing_beyond_its_namespace_but_reading_nodes(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        path = Path(cluster.credentials(tmp_path).kubeconfig or "")
+        token = yaml.safe_load(path.read_text())["users"][0]["user"]["token"]
+        with httpx.Client(
+            base_url=cluster.url, verify=False, headers={"authorization": f"Bearer {token}"}, trust_env=False
+        ) as http:
+            for forbidden in (
+                "/api/v1/pods",
+                "/api/v1/namespaces/default/pods",
+                "/api/v1/namespaces/kube-system/secrets",
+                "/api/v1/namespaces",
+                "/api/v1/namespaces/default",
+                "/api/v1/secrets",
+            ):
+                assert http.get(forbidden).status_code == 403, forbidden
+            assert http.get("/api/v1/nodes").status_code == 200
+
+    def test_a_missing_right_is_named_as_rbac_names_it(self, cluster: Cluster, tmp_path: Path) -> None:
+        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{cluster.namespace}/roles/{cluster.namespace}"
+        rules = cluster.get(path)["rules"]
+        cluster.patch(path, {"rules": [rule for rule in rules if rule["resources"] != ["pods/exec"]]})
+        try:
+            driver = Kubernetes(cluster.credentials(tmp_path))
+            assert driver.missing_rights() == [
+                f"get pods/exec in {cluster.namespace}",
+                f"create pods/exec in {cluster.namespace}",
+            ]
+            instance = until(driver, create(driver), InstanceState.RUNNING)
+            with pytest.raises(AuthFailed, match="pods/exec"):
+                driver.open_channel(instance).open("true")
+            driver.terminate_instance(instance.id)
+        finally:
+            cluster.patch(path, {"rules": rules})
+
+    def test_another_namespace_is_refused_with_the_right_that_is_missing(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        driver = Kubernetes(cluster.credentials(tmp_path, namespace="default"))
+        assert "create pods in default" in driver.missing_rights()
+        offer = Kubernetes(cluster.credentials(tmp_path)).fetch_offers(H100)[0]
+        with pytest.raises(AuthFailed, match='cannot create resource "pods"'):
+            driver.create_instance(offer, launch_spec(driver, lease_name()))
+
+    def test_a_namespace_that_is_gone_proves_no_absence(self) -> None:
+        path = os.environ.get("PREFECT_GPU_TEST_KUBECONFIG")
+        if not path:
+            pytest.skip("no cluster: set PREFECT_GPU_TEST_KUBECONFIG to an administrator's kubeconfig")
+        driver = Kubernetes(KubernetesCredentials(kubeconfig=path, namespace="no-such-namespace"))
+        with pytest.raises(InvalidRequest, match="does not exist"):
+            driver.get_instance(f"no-such-namespace/{lease_name()}")
+        listing = driver.list_instances("pg-")
+        assert [unread.scope for unread in listing.incomplete] == ["no-such-namespace"]
+        with pytest.raises(InvalidRequest, match="namespace"):
+            driver.create_instance(driver.fetch_offers(H100)[0], launch_spec(driver, lease_name()))
+        assert "the namespace no-such-namespace does not exist" in " ".join(driver.missing_rights())
+
+    def test_a_wrong_token_is_auth_failed(self, cluster: Cluster, tmp_path: Path) -> None:
+        credentials = cluster.credentials(tmp_path)
+        path = Path(credentials.kubeconfig or "")
+        path.write_text(path.read_text().replace(cluster.token, "wrong"))
+        with pytest.raises(AuthFailed, match="refuses these credentials"):
+            Kubernetes(credentials).missing_rights()
+
+
+# --- what needs no cluster ------------------------------------------------------------------------------------------------
+
+
+def node(
+    allocatable: dict[str, str] | None = None, labels: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": more.pop("name", "n1"), "labels": {"kubernetes.io/arch": "amd64", **(labels or {})}},
+        "spec": more,
+        "status": {
+            "allocatable": {
+                "cpu": "8",
+                "memory": "64Gi",
+                "ephemeral-storage": "100Gi",
+                "pods": "110",
+                **(allocatable or {}),
+            },
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+class TestNodes:
+    @pytest.mark.parametrize(
+        ("labels", "resource", "name", "memory_gb"),
+        [
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.memory": "81559"},
+                "nvidia",
+                "H100",
+                80,
+            ),
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB", "nvidia.com/gpu.memory": "40960"},
+                "nvidia",
+                "A100",
+                40,
+            ),
+            ({"nvidia.com/gpu.product": "Tesla-T4", "nvidia.com/gpu.memory": "15360"}, "nvidia", "T4", 16),
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090", "nvidia.com/gpu.memory": "24564"},
+                "nvidia",
+                "RTX4090",
+                24,
+            ),
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb", "nvidia.com/gpu.memory": "4864"},
+                "nvidia",
+                "A100-MIG-1g.5gb",
+                5,
+            ),
+            (
+                {"nvidia.com/gpu.product": "Tesla-T4-SHARED", "nvidia.com/gpu.memory": "15360"},
+                "nvidia",
+                "T4-SHARED",
+                15,
+            ),
+            ({"nvidia.com/gpu.product": "Quadro-P9999"}, "nvidia", "Quadro-P9999", None),
+            ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, "nvidia", "H100", 80),
+            (
+                {"karpenter.k8s.aws/instance-gpu-name": "l4", "karpenter.k8s.aws/instance-gpu-memory": "22888"},
+                "nvidia",
+                "L4",
+                24,
+            ),
+            ({"amd.com/gpu.product-name": "AMD_Instinct_MI300X_OAM", "amd.com/gpu.vram": "192G"}, "amd", "MI300X", 192),
+            ({"amd.com/gpu.device-id": "74a1", "amd.com/gpu.vram": "192G"}, "amd", "MI300X", 192),
+            ({"beta.amd.com/gpu.device-id.740f": "8", "beta.amd.com/gpu.vram.64G": "8"}, "amd", "MI210", 64),
+        ],
+    )
+    def test_gpus_are_told_by_the_labels_that_clusters_write(
+        self, labels: dict[str, str], resource: str, name: str, memory_gb: float | None
+    ) -> None:
+        gpu = Node(node({f"{resource}.com/gpu": "8"}, labels)).gpu
+        assert gpu is not None
+        assert (gpu.name, gpu.memory_gb, gpu.vendor) == (name, memory_gb, resource)
+
+    def test_a_node_without_gpus_has_none_whatever_its_labels_say(self) -> None:
+        assert Node(node({"nvidia.com/gpu": "0"}, {"nvidia.com/gpu.product": "Tesla-T4"})).gpu is None
+
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("2", 2),
+            ("1930m", 1.93),
+            ("24581696Ki", 24581696 * 1024),
+            ("1.5Gi", 1.5 * 2**30),
+            ("129e6", 129000000.0),
+            ("129M", 129000000.0),
+            ("100n", 1e-07),
+            ("nonsense", 0),
+            ("", 0),
+            ("12Qi", 0),
+        ],
+    )
+    def test_quantities_are_numbers(self, text: str, number: float) -> None:
+        assert quantity(text) == pytest.approx(number)
+
+    def test_a_pods_requests_are_its_containers_or_its_biggest_init_container(self) -> None:
+        def asks(cpu: str, **more: str) -> dict[str, Any]:
+            return {"resources": {"requests": {"cpu": cpu}}, **more}
+
+        spec = {
+            "containers": [asks("1"), asks("500m"), {"resources": {"limits": {"nvidia.com/gpu": "2"}}}],
+            "initContainers": [asks("4"), asks("250m", restartPolicy="Always")],
+            "overhead": {"cpu": "100m"},
+        }
+        assert requests(spec) == {"pods": 1, "cpu": pytest.approx(4.1), "nvidia.com/gpu": 2}
+
+    def test_taints_need_a_toleration_but_gpu_pods_bear_the_usual_one(self) -> None:
+        wants = {"cpu": 1.0, "nvidia.com/gpu": 1.0}
+        usual = Node(node({"nvidia.com/gpu": "8"}, taints=[{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]))
+        assert usual.problem(wants, ()) is None
+        assert "taint nvidia.com/gpu" in str(usual.problem({"cpu": 1.0}, ()))
+        team = Node(node({"nvidia.com/gpu": "8"}, taints=[{"key": "team", "value": "a", "effect": "NoExecute"}]))
+        assert "taint team" in str(team.problem(wants, ()))
+        assert team.problem(wants, (KubernetesToleration(key="team", operator="Equal", value="a"),)) is None
+        assert team.problem(wants, (KubernetesToleration(key="team", operator="Equal", value="b"),)) is not None
+        assert team.problem(wants, (KubernetesToleration(key="team", effect="NoSchedule"),)) is not None
+        soft = Node(node({"nvidia.com/gpu": "8"}, taints=[{"key": "x", "effect": "PreferNoSchedule"}]))
+        assert soft.problem(wants, ()) is None
+
+    def test_a_node_that_is_not_ready_or_full_says_so(self) -> None:
+        raw = node({"nvidia.com/gpu": "8"})
+        raw["status"]["conditions"][0]["status"] = "Unknown"
+        assert "not ready" in str(Node(raw).problem({"cpu": 1.0}, ()))
+        full = Node(node({"nvidia.com/gpu": "8"})).problem({"nvidia.com/gpu": 9.0}, ())
+        assert full is not None
+        assert full.is_full
+        assert full.words == "the node n1 has 8 of nvidia.com/gpu free"
+
+
+def pod_status(**status: Any) -> dict[str, Any]:
+    return {"metadata": status.pop("metadata", {}), "status": status, "spec": {}}
+
+
+class TestStates:
+    @pytest.mark.parametrize(
+        ("pod", "state", "words"),
+        [
+            (pod_status(phase="Pending"), InstanceState.PROVISIONING, ""),
+            (
+                pod_status(
+                    phase="Pending",
+                    containerStatuses=[
+                        {"image": "x", "state": {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}}
+                    ],
+                ),
+                InstanceState.FAILED,
+                "the image x cannot be pulled: ErrImagePull: manifest unknown",
+            ),
+            (
+                pod_status(
+                    phase="Pending",
+                    containerStatuses=[
+                        {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no key"}}}
+                    ],
+                ),
+                InstanceState.FAILED,
+                "no key",
+            ),
+            (
+                pod_status(
+                    phase="Running",
+                    conditions=[{"type": "Ready", "status": "True"}],
+                    containerStatuses=[{"ready": True, "state": {"running": {}}}],
+                ),
+                InstanceState.RUNNING,
+                "",
+            ),
+            (
+                pod_status(
+                    phase="Running",
+                    conditions=[{"type": "Ready", "status": "False"}],
+                    containerStatuses=[{"ready": True, "state": {"running": {}}}],
+                ),
+                InstanceState.UNKNOWN,
+                "does not answer",
+            ),
+            (
+                pod_status(phase="Running", containerStatuses=[{"ready": False, "state": {}}]),
+                InstanceState.PROVISIONING,
+                "",
+            ),
+            (pod_status(phase="Running", metadata={"deletionTimestamp": "x"}), InstanceState.TERMINATING, ""),
+            (pod_status(phase="Failed", reason="DeadlineExceeded"), InstanceState.TERMINATED, "lease is over"),
+            (pod_status(phase="Succeeded"), InstanceState.TERMINATED, ""),
+            (pod_status(phase="Failed", reason="Evicted", message="disk"), InstanceState.INTERRUPTED, "Evicted: disk"),
+            (
+                pod_status(
+                    phase="Running",
+                    metadata={"deletionTimestamp": "x"},
+                    conditions=[
+                        {
+                            "type": "DisruptionTarget",
+                            "status": "True",
+                            "reason": "PreemptionByScheduler",
+                            "message": "m",
+                        }
+                    ],
+                ),
+                InstanceState.INTERRUPTED,
+                "PreemptionByScheduler: m",
+            ),
+            (
+                pod_status(
+                    phase="Failed",
+                    containerStatuses=[{"state": {"terminated": {"exitCode": 128, "reason": "StartError"}}}],
+                ),
+                InstanceState.FAILED,
+                "exit code 128: StartError",
+            ),
+            (
+                pod_status(phase="Failed", reason="UnexpectedAdmissionError"),
+                InstanceState.FAILED,
+                "UnexpectedAdmission",
+            ),
+            (pod_status(phase="Unknown"), InstanceState.UNKNOWN, "Unknown"),
+            (pod_status(), InstanceState.UNKNOWN, ""),
+        ],
+    )
+    def test_a_pods_status_is_a_state_and_a_reason(self, pod: dict[str, Any], state: InstanceState, words: str) -> None:
+        seen, reason = _state(pod, utc_now(), 5)
+        assert seen is state
+        assert words in reason
+
+    def test_a_pod_that_no_node_takes_fails_when_its_time_is_over(self) -> None:
+        now = utc_now()
+        condition = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available",
+            "lastTransitionTime": (now - timedelta(seconds=10)).isoformat(),
+        }
+        pod = pod_status(phase="Pending", conditions=[condition])
+        assert _state(pod, now, 5) == (
+            InstanceState.FAILED,
+            "no node takes it: Unschedulable: 0/1 nodes are available",
+        )
+        assert _state(pod, now, 60)[0] is InstanceState.PROVISIONING
+
+
+class FakeApi:
+    """An HTTP server on loopback that answers as it is told; `answers` maps method and path to status, body and headers."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], Any] = {}
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                length = int(self.headers.get("content-length", 0))
+                self.rfile.read(length)
+                answer = fake.answers[self.command, self.path.partition("?")[0]]
+                if answer == "hang up":
+                    self.close_connection = True
+                    return
+                if answer == "silence":
+                    time.sleep(1.5)
+                    self.close_connection = True
+                    return
+                code, body, headers = answer
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(code)
+                for key, value in {"content-length": str(len(data)), **headers}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = do_PATCH = answer  # noqa: N815 - http.server's names
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    fake = FakeApi()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def faked(api: FakeApi, tmp_path: Path) -> Kubernetes:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
+        "users": [{"name": "u", "user": {"token": "s3cret-token"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return Kubernetes(KubernetesCredentials(kubeconfig=str(path), namespace="ns"), timeout_s=0.5)
+
+
+OFFER = Offer(provider="kubernetes", instance_type="t", region="ns", price=0)
+FORBIDDEN = 'pods is forbidden: User "system:serviceaccount:ns:x" cannot create resource "pods" in API group ""'
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("code", "reason", "words", "at_create", "at_get"),
+        [
+            (400, "BadRequest", "bad", InvalidRequest, InvalidRequest),
+            (401, "Unauthorized", "Unauthorized", AuthFailed, AuthFailed),
+            (403, "Forbidden", FORBIDDEN, AuthFailed, AuthFailed),
+            (
+                403,
+                "Forbidden",
+                'pods "p" is forbidden: exceeded quota: q, requested: pods=1',
+                QuotaExceeded,
+                QuotaExceeded,
+            ),
+            (403, "Forbidden", "maximum cpu usage per Container is 2, but limit is 4", QuotaExceeded, QuotaExceeded),
+            (
+                403,
+                "Forbidden",
+                'pods "p" is forbidden: violates PodSecurity "restricted"',
+                InvalidRequest,
+                InvalidRequest,
+            ),
+            (
+                403,
+                "Forbidden",
+                "unable to create new content because it is being terminated",
+                InvalidRequest,
+                InvalidRequest,
+            ),
+            (404, "NotFound", 'namespaces "ns" not found', InvalidRequest, NotFound),
+            (405, "MethodNotAllowed", "no", InvalidRequest, InvalidRequest),
+            (409, "Conflict", "the object has been modified", RateLimited, RateLimited),
+            (410, "Expired", "too old resource version", InvalidRequest, Transient),
+            (422, "Invalid", 'Pod "p" is invalid: spec: nope', InvalidRequest, InvalidRequest),
+            (429, "TooManyRequests", "slow down", RateLimited, RateLimited),
+            (500, "InternalError", "etcdserver: request timed out", Unconfirmed, Transient),
+            (503, "ServiceUnavailable", "apiserver not ready", Unconfirmed, Transient),
+            (504, "Timeout", "request did not complete", Unconfirmed, Transient),
+        ],
+    )
+    def test_each_answer_is_an_error_of_ours_in_the_clusters_words(
+        self,
+        api: FakeApi,
+        faked: Kubernetes,
+        code: int,
+        reason: str,
+        words: str,
+        at_create: type[ProviderError],
+        at_get: type[ProviderError],
+    ) -> None:
+        name = lease_name()
+        body = {"kind": "Status", "message": words, "reason": reason, "code": code}
+        answer = (code, body, {"retry-after": "3"} if code == 429 else {})
+        api.answers = {
+            ("POST", "/api/v1/namespaces/ns/pods"): answer,
+            ("GET", f"/api/v1/namespaces/ns/pods/{name}"): answer,
+            ("GET", "/api/v1/namespaces/ns"): (200, {"metadata": {"uid": "1"}}, {}),
+        }
+        for kind, call in (
+            (at_create, lambda: faked.create_instance(OFFER, launch_spec(faked, name))),
+            (at_get, lambda: faked.get_instance(f"ns/{name}")),
+        ):
+            with pytest.raises(ProviderError) as raised:
+                call()
+            if code == 410:
+                continue  # only listings get it
+            assert type(raised.value) is kind
+            assert words in raised.value.message
+            assert "s3cret" not in str(raised.value)
+            if code == 429:
+                assert raised.value.retry_after_s == 3
+
+    @pytest.mark.parametrize(
+        ("answer", "at_create", "at_get"),
+        [
+            ("hang up", Unconfirmed, Transient),
+            ("silence", Unconfirmed, Transient),
+            ((201, b"{half", {}), Unconfirmed, Transient),
+            ((201, b"[]", {}), Unconfirmed, Transient),
+            ((200, {"metadata": {}}, {}), Unconfirmed, None),
+            ((502, b"<html>bad gateway</html>", {}), Unconfirmed, Transient),
+            ((302, b"", {"location": "http://127.0.0.1:9/"}), InvalidRequest, InvalidRequest),
+        ],
+        ids=["hangs up", "silent", "half a body", "no object", "no id", "a proxy's page", "redirect"],
+    )
+    def test_an_answer_that_is_none_is_unconfirmed_only_at_create(
+        self, api: FakeApi, faked: Kubernetes, answer: Any, at_create: type[ProviderError], at_get: type[ProviderError]
+    ) -> None:
+        name = lease_name()
+        api.answers = {
+            ("POST", "/api/v1/namespaces/ns/pods"): answer,
+            ("GET", f"/api/v1/namespaces/ns/pods/{name}"): answer,
+        }
+        with pytest.raises(ProviderError) as raised:
+            faked.create_instance(OFFER, launch_spec(faked, name))
+        assert type(raised.value) is at_create
+        if at_get is not None:
+            with pytest.raises(ProviderError) as raised:
+                faked.get_instance(f"ns/{name}")
+            assert type(raised.value) is at_get
+
+    def test_a_server_that_cannot_be_reached_is_transient_also_at_create(self, api: FakeApi, faked: Kubernetes) -> None:
+        api.close()
+        with pytest.raises(Transient, match="cannot be reached"):
+            faked.create_instance(OFFER, launch_spec(faked, lease_name()))
+        api.server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # for the fixture to close
+        threading.Thread(target=api.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def test_a_page_that_expired_makes_the_listing_incomplete_and_not_short(
+        self, api: FakeApi, faked: Kubernetes
+    ) -> None:
+        api.answers = {
+            ("GET", "/api/v1/namespaces/ns"): (200, {"metadata": {"uid": "1"}}, {}),
+            ("GET", "/api/v1/namespaces/ns/secrets"): (200, {"items": []}, {}),
+            ("GET", "/api/v1/namespaces/ns/pods"): (410, {"message": "expired", "reason": "Expired"}, {}),
+        }
+        listing = faked.list_instances("pg-")
+        assert [unread.scope for unread in listing.incomplete] == ["ns"]
+
+    def test_a_kubeconfig_that_is_not_there_is_said_in_one_sentence(self, tmp_path: Path) -> None:
+        driver = Kubernetes(KubernetesCredentials(kubeconfig=str(tmp_path / "none")))
+        with pytest.raises(AuthFailed, match="cannot be used on this worker"):
+            driver.account_id()
+
+    def test_an_id_that_is_none_is_not_found(self, faked: Kubernetes) -> None:
+        for wrong in ("", "pod", "../../x", "a/b/c", "ns/../x"):
+            with pytest.raises(NotFound):
+                faked.get_instance(wrong)
+
+
+class TestOffersOfNodes:
+    def offers(
+        self, api: FakeApi, faked: Kubernetes, nodes: list[Any], requirements: Requirements, **block: Any
+    ) -> list[Offer]:
+        api.answers[("GET", "/api/v1/nodes")] = (200, {"items": nodes}, {})
+        api.answers[("GET", "/api/v1/pods")] = (200, {"items": []}, {})
+        faked.credentials = faked.credentials.model_copy(update=block)
+        return faked.fetch_offers(requirements)
+
+    def test_nodes_of_one_shape_are_one_offer_and_it_tells_of_the_emptiest(
+        self, api: FakeApi, faked: Kubernetes
+    ) -> None:
+        gpu = {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+        nodes = [node({"nvidia.com/gpu": "4"}, gpu, name=f"n{number}") for number in range(3)]
+        nodes[1]["spec"]["unschedulable"] = True
+        other = node({"nvidia.com/gpu": "8"}, gpu, name="big")
+        offers = self.offers(api, faked, [*nodes, other], Requirements(gpu=parse_gpu("L4:2")))
+        assert sorted(offer.gpu for offer in offers) == ["L4:2", "L4:2"]
+        assert all(offer.availability is Availability.AVAILABLE for offer in offers)
+
+    def test_the_fewest_gpus_that_do_are_offered(self, api: FakeApi, faked: Kubernetes) -> None:
+        gpu = {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
+        nodes = [node({"nvidia.com/gpu": "8"}, gpu)]
+        for text, count in (("L4:2..4", 2), ("L4", 1), ("L4:total=90GB", 4)):
+            try:
+                asked = Requirements(gpu=parse_gpu(text))
+            except ValueError:
+                continue  # not how totals are written
+            assert [offer.gpu_count for offer in self.offers(api, faked, nodes, asked)] == [count]
+
+    def test_prices_come_from_the_block_by_node_or_by_gpu(self, api: FakeApi, faked: Kubernetes) -> None:
+        labels = {"nvidia.com/gpu.product": "NVIDIA-L4", "node.kubernetes.io/instance-type": "g2-48"}
+        nodes = [node({"nvidia.com/gpu": "4"}, labels)]
+        asked = Requirements(gpu=parse_gpu("L4:2"))
+        (free,) = self.offers(api, faked, nodes, asked)
+        (by_gpu,) = self.offers(api, faked, nodes, asked, price_per_gpu_hour={"l4": 0.7})
+        (by_node,) = self.offers(api, faked, nodes, asked, node_price_per_hour={"g2-48": 4.0})
+        assert (free.price, by_gpu.price, by_node.price) == (0, 1.4, 2.0)
+        assert by_node.instance_type == "g2-48"
+
+    def test_spot_nodes_are_spot_offers(self, api: FakeApi, faked: Kubernetes) -> None:
+        nodes = [node(labels={"cloud.google.com/gke-spot": "true"})]
+        assert self.offers(api, faked, nodes, Requirements()) == []
+        (offer,) = self.offers(api, faked, nodes, Requirements(spot=Spot.SPOT))
+        assert offer.spot
+
+    def test_full_nodes_are_worth_a_try_where_an_autoscaler_has_time(self, api: FakeApi, faked: Kubernetes) -> None:
+        nodes = [node({"nvidia.com/gpu": "1"}, {"nvidia.com/gpu.product": "NVIDIA-L4"})]
+        asked = Requirements(gpu=parse_gpu("L4"))
+        taken = {"spec": {"nodeName": "n1", "containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}}
+        self.offers(api, faked, nodes, asked)
+        api.answers[("GET", "/api/v1/pods")] = (200, {"items": [taken]}, {})
+        (full,) = faked.fetch_offers(asked)
+        assert full.availability is Availability.UNAVAILABLE
+        faked.credentials = faked.credentials.model_copy(update={"scheduling_timeout_s": 300.0})
+        (patient,) = faked.fetch_offers(asked)
+        assert patient.availability is Availability.UNKNOWN
+
+    def test_a_selector_of_the_block_leaves_other_nodes_out(self, api: FakeApi, faked: Kubernetes) -> None:
+        nodes = [node(labels={"pool": "gpu"}), node(name="n2")]
+        (offer,) = self.offers(api, faked, nodes, Requirements(), node_selector={"pool": "gpu"})
+        assert offer.gpu == "none"
+
+    def test_a_job_that_asks_for_more_than_is_free_gets_no_offer(self, api: FakeApi, faked: Kubernetes) -> None:
+        assert self.offers(api, faked, [node()], Requirements(cpu=9)) == []
+        assert self.offers(api, faked, [node()], Requirements(memory_gb=65)) == []
+        assert self.offers(api, faked, [node()], Requirements(disk_gb=101)) == []
+        assert len(self.offers(api, faked, [node()], Requirements(cpu=8, memory_gb=64, disk_gb=100))) == 1
+
+
+class TestBlock:
+    def test_a_mount_is_exactly_one_thing(self) -> None:
+        with pytest.raises(ValidationError, match="exactly one"):
+            KubernetesMount(path="/x")
+        with pytest.raises(ValidationError, match="exactly one"):
+            KubernetesMount(path="/x", claim="a", secret="b")
+
+    def test_the_blocks_of_prefect_kubernetes_are_used_as_they_are(self, api: FakeApi) -> None:
+        from prefect_kubernetes.credentials import KubernetesClusterConfig
+        from prefect_kubernetes.credentials import KubernetesCredentials as Theirs
+
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": api.url}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        }
+        saved = KubernetesClusterConfig(config=config, context_name="x")
+        api.answers[("GET", "/api/v1/namespaces/kube-system")] = (200, {"metadata": {"uid": "the-uid"}}, {})
+        for block in (
+            KubernetesCredentials(cluster_config=saved),
+            KubernetesCredentials(kubernetes=Theirs(cluster_config=saved)),
+        ):
+            assert Kubernetes(block).account_id() == "the-uid"
+
+
+def test_the_same_spec_is_the_same_pod() -> None:
+    from providers.kubernetes import KubernetesOptions, _pod
+
+    name = lease_name()
+    spec = LaunchSpec(name=name, deadline=utc_now() + timedelta(hours=1), client_public_key="k", tags={"a": "b"})
+    block = KubernetesCredentials()
+    one, other = (_pod(OFFER, spec, KubernetesOptions(), block) for _ in range(2))
+    for made in (one, other):
+        made["spec"].pop("activeDeadlineSeconds")
+    assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
