@@ -113,7 +113,8 @@ def install(lock_name):
 
 def uv_settings(python):
     """What pip is told of indexes and certificates on this machine, in uv's words: uv reads neither pip.conf nor PIP_*."""
-    environment = dict(os.environ, UV_NO_PROGRESS="1", UV_NO_CONFIG="1")
+    # Of several indexes pip takes the best match of all; the digests of the lock files say what may be taken.
+    environment = dict(os.environ, UV_NO_PROGRESS="1", UV_NO_CONFIG="1", UV_INDEX_STRATEGY="unsafe-best-match")
     listed = subprocess.run(
         [python, "-m", "pip", "config", "list"],
         stdout=subprocess.PIPE,
