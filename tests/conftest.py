@@ -9,6 +9,13 @@ from prefect.logging.loggers import disable_run_logger
 from prefect.testing.utilities import prefect_test_harness
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, a file's tests stay in one process, which has its fixtures; and one process has the cluster."""
+    for item in items:
+        group = "cluster" if item.get_closest_marker("kubernetes") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[None]:
     """A temporary Prefect server with an empty database, for the whole session."""
