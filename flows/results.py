@@ -13,10 +13,8 @@ from uuid import UUID
 from prefect.filesystems import LocalFileSystem, WritableDeploymentStorage
 from prefect.results import get_default_result_storage, get_result_store
 
-from providers.core.errors import ProviderError
 
-
-class NotStored(ProviderError):
+class NotStored(Exception):
     """Result storage did not take the log and the files; they stay on the worker, where the message says."""
 
 

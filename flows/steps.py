@@ -135,18 +135,26 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
     run.say(story.step(5, "run", inputs.shown(run.command)))
     flush_logs()
-    attempt = run.record.attempts[-1].attempt
-    with results.kept(run.id, attempt) as folder:
-        result = library.run_job(
-            instance,
-            offer,
-            run.command,
-            run.job,
-            folder,
-            run.requirements,
-            account=account,
-            should_stop=run.stop_reason,
-        )
+    attempt, began, result = run.record.attempts[-1].attempt, utc_now(), None
+    try:
+        with results.kept(run.id, attempt) as folder:
+            result = library.run_job(
+                instance,
+                offer,
+                run.command,
+                run.job,
+                folder,
+                run.requirements,
+                account=account,
+                should_stop=run.stop_reason,
+            )
+    except (
+        OSError,
+        results.NotStored,
+    ) as trouble:  # this worker's disk, or result storage: no other machine would help
+        said = f"its log and files could not be kept: {trouble}"
+        lost = JobResult(exit_code=None, outcome="lost", started_at=began, ended_at=utc_now())
+        result = (result or lost).model_copy(update={"trouble": said})
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
     run.say(story.more(ended, result.duration_s))
     return result.model_copy(update={"stored_under": results.place(run.id, attempt)})
@@ -185,17 +193,18 @@ def pass_over(run: Run, offer: Offer, failure: ProviderError) -> None:
 
 def ended(run: Run, result: JobResult) -> State[JobResult]:
     """The final state: its message tells the story, its data is the result, an exit code other than 0 is Failed."""
-    message = story.final_message(result, run.record.attempts)
+    message = story.final_message(result, run.record.attempts, run.failed)
     _publish_offers(run)
     create_markdown_artifact(story.result_markdown(message, result, run.record.attempts), key=f"result-{run.id}")
-    made: Any = Completed if result.exit_code == 0 and result.outcome == "exited" else Failed
+    is_good = result.outcome == "exited" and result.exit_code == 0 and not result.trouble
+    made: Any = Completed if is_good else Failed
     return made(message=message, data=result)
 
 
 def not_found(run: Run) -> State[JobResult]:
     """The final state when no offer served: what was missing, and the nearest thing that is there."""
-    if run.record.attempts:
-        message = story.none_served(run.requirements, run.record.attempts)
+    if run.failed:
+        message = story.none_served(run.requirements, run.failed)
     else:
         seen = [one.offer for one in run.ranked]
         message = explain.explain(run.requirements, [str(name) for name in run.providers], seen)

@@ -159,26 +159,30 @@ def result_markdown(message: str, result: JobResult | None, attempts: list[Attem
     return "\n".join(lines)
 
 
-def final_message(result: JobResult, attempts: list[Attempt]) -> str:
+def final_message(result: JobResult, attempts: list[Attempt], failed: list[tuple[Offer, ProviderError]]) -> str:
     """`exit 0 in 41 min, $13.61, 3 offers tried (runpod sold out, vastai boot failed)`."""
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
+    trouble = f" ({result.trouble})" if result.trouble else ""
     cost = dollars(sum(one.cost or 0.0 for one in attempts))
     tried = counted(len(attempts), "offer") + " tried"
-    failed = failures(attempts)
+    why = failures(failed)
     left = "; NOT seen gone yet, reap goes on" if any(one.outcome == OWED for one in attempts) else ""
-    return f"{ended} in {duration(result.duration_s)}, {cost}" + (f", {tried} ({failed})" if failed else "") + left
+    return (
+        f"{ended} in {duration(result.duration_s)}{trouble}, {cost}"
+        + (f", {tried} ({failed})" if failed else "")
+        + left
+    )
 
 
-def failures(attempts: list[Attempt]) -> str:
+def failures(failed: list[tuple[Offer, ProviderError]]) -> str:
     """`runpod sold out, vastai boot failed`; equal ones are counted."""
-    settled = (GONE, OWED, "current", "ordered")
-    count = Counter(f"{one.provider} {one.outcome}" for one in attempts if one.outcome not in settled)
+    count = Counter(f"{offer.provider} {error.short}" for offer, error in failed)
     return ", ".join(what if times == 1 else f"{what} {times} times" for what, times in count.items())
 
 
-def none_served(requirements: Requirements, attempts: list[Attempt]) -> str:
+def none_served(requirements: Requirements, failed: list[tuple[Offer, ProviderError]]) -> str:
     """`No H100:8: 3 offers tried (aws sold out 3 times).`"""
-    return f"No {explain.wanted(requirements)}: {counted(len(attempts), 'offer')} tried ({failures(attempts)})."
+    return f"No {explain.wanted(requirements)}: {counted(len(failed), 'offer')} tried ({failures(failed)})."
 
 
 def absence(seen: Absence) -> str:

@@ -278,6 +278,49 @@ def test_a_bug_at_any_step_leaves_nothing(rented: Rented, monkeypatch: pytest.Mo
     rented.assert_nothing_is_left()
 
 
+def test_a_job_whose_machine_is_taken_back_is_lost_with_the_providers_reason_and_not_run_again(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("providers.core.running.ASK_EVERY_S", 0.2)
+    rented["alpha"].fault("create", "interrupted", seconds=4)
+    message = rented.run("echo started; sleep 60", requirements=Requirements(spot=Spot.SPOT))
+    assert message.startswith("lost in ")
+    assert "(capacity was needed elsewhere)" in message
+    assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+    rented.assert_nothing_is_left()
+
+
+def test_a_job_that_ran_is_not_run_again_when_its_files_cannot_be_brought_back(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from providers.core import files
+    from providers.core.errors import InstanceFailed
+
+    def breaks(*_: Any) -> None:
+        raise InstanceFailed("the machine does not list the job's files")
+
+    monkeypatch.setattr(files, "download", breaks)
+    message = rented.run("true", job=Job(outputs=("out/",)))
+    assert "its files could not be brought back: the machine does not list" in message
+    assert rented.state.is_failed()
+    assert len(rented["alpha"].orders()) == 1
+
+
+def test_a_full_disk_of_the_worker_is_told_in_a_sentence_and_no_other_machine_is_rented(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from providers.core.jobs import Machine
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Machine, "run", no_room)
+    message = rented.run("true")
+    assert "could not be kept: [Errno 28] No space left on device" in message
+    assert len(rented["alpha"].orders()) == 1
+    rented.assert_nothing_is_left()
+
+
 def test_no_secret_is_in_the_log_the_artifacts_or_the_result(rented: Rented) -> None:
     from prefect.blocks.system import Secret
 

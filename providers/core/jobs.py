@@ -106,6 +106,12 @@ class Machine:
             stale.close()
         return fresh
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether a connection is open and not known to be broken."""
+        with self._lock:
+            return self._connection is not None and self._connection.is_alive()
+
     def close(self) -> None:
         """Close the connection; jobs go on."""
         with self._lock:

@@ -27,11 +27,12 @@ from blocks.realm import GpuRealm
 from providers.core import accounts, images, keys, orders, running, shared_prices
 from providers.core.aside import Stopped, never
 from providers.core.contract import Capabilities, Connection, Provider
-from providers.core.errors import InstanceFailed, ProviderError, RateLimited, Transient, Unsupported
+from providers.core.errors import InstanceFailed, NotFound, ProviderError, RateLimited, Transient, Unsupported
 from providers.core.jobs import Machine, Wrap
 from providers.core.lease import Lease
 from providers.core.models import (
     Instance,
+    InstanceState,
     Job,
     JobResult,
     JobSpec,
@@ -284,7 +285,21 @@ class TaskLibrary(Generic[C]):
             timeout_s=job.timeout_s,
             deadline=lease.deadline if lease else None,
         )
-        return running.run_on(machine, spec, job, folder, should_stop).model_copy(update=found)
+        return running.run_on(
+            machine, spec, job, folder, lambda: self._why_gone(driver, instance), should_stop
+        ).model_copy(update=found)
+
+    def _why_gone(self, driver: Provider[C], instance: Instance) -> str | None:
+        """Why the machine is no more, by its provider's own word; None while it may come back."""
+        try:
+            seen = driver.get_instance(instance.id)
+        except NotFound:
+            return "its provider does not know it any more" if self.capabilities.not_found_proves_absence else None
+        except ProviderError:
+            return None
+        if seen.state in (InstanceState.RUNNING, InstanceState.PROVISIONING, InstanceState.UNKNOWN):
+            return None
+        return driver.interruption_reason(seen) or seen.reason or f"its provider says that it is {seen.state.value}"
 
     def _get_instance(self, instance_id: str, account: str = "default") -> Instance:
         """The instance as its provider sees it now."""

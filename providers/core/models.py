@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.json_schema import SkipJsonSchema
@@ -322,7 +322,8 @@ class JobResult(Model):
     """How the job ended. An exit code other than 0 is a result, not an exception."""
 
     exit_code: int | None  # None: it never ended by itself
-    outcome: Annotated[Literal["exited", "timed out", "cancelled", "lost"], Field()] = "exited"
+    outcome: Literal["exited", "timed out", "cancelled", "lost"] = "exited"
+    trouble: str = ""  # what went wrong beside the job itself: why it was lost, files that could not be brought back
     started_at: datetime
     ended_at: datetime
     log_bytes: int = 0

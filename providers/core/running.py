@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -10,10 +12,11 @@ from prefect.logging import get_run_logger
 
 from providers.core import files, git, images, joblog, machine_check
 from providers.core.aside import Stopped, never
-from providers.core.errors import InstanceFailed
+from providers.core.errors import HostKeyMismatch, InstanceFailed, ProviderError
 from providers.core.jobs import Machine
-from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements
+from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements, utc_now
 
+ASK_EVERY_S: Final = 15.0  # the provider, about a machine that is out of reach
 LOG: Final = "job.log"  # the job's whole output, beside the files it brought back
 
 
@@ -34,17 +37,41 @@ def check_machine(
     return {"machine": report}
 
 
+class Watch:
+    """Whether to go on with a job: until its caller says stop, or its machine is out of reach and its provider says why."""
+
+    def __init__(
+        self, machine: Machine, gone: Callable[[], str | None], should_stop: Callable[[], str | None] = never
+    ) -> None:
+        self._machine = machine
+        self._ask = gone
+        self._should_stop = should_stop
+        self._next = 0.0
+        self.gone: str | None = None
+
+    def __call__(self) -> str | None:
+        if (reason := self._should_stop()) is not None:
+            return reason
+        now = time.monotonic()
+        if self.gone is None and not self._machine.is_linked and now >= self._next:
+            self._next = now + ASK_EVERY_S
+            self.gone = self._ask()
+        return self.gone
+
+
 def run_on(
     machine: Machine,
     spec: JobSpec,
     job: Job,
     folder: Path,
+    gone: Callable[[], str | None] = never,
     should_stop: Callable[[], str | None] = never,
 ) -> JobResult:
-    """Run the job, its log and the files it made into `folder`.
+    """Run the job, its log and the files it made into `folder`; `gone` asks the provider why a silent machine is no more.
 
-    Raises Stopped when `should_stop` gave a reason (then the job goes on there), and what stands in the way of starting it:
-    InstanceFailed, InvalidRequest, AuthFailed. An exit code is a result, not an error.
+    Raises what stands in the way of starting it: InstanceFailed, InvalidRequest, AuthFailed; then it may be tried elsewhere. Once it
+    may have started nothing of that kind is raised, or it would run twice: what went wrong is `trouble` of the result. Raises
+    Stopped when `should_stop` gave a reason; then the job goes on there.
     """
     if spec.image is not None:
         images.prepare(machine, spec, should_stop)
@@ -53,11 +80,31 @@ def run_on(
     files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
     path = folder / LOG
     warn = get_run_logger().warning
+    watch = Watch(machine, gone, should_stop)
+    began = utc_now()
     with joblog.posting(path) as log:
-        result = machine.run(spec, path, log.output, should_stop, on_link=warn)
+        try:
+            result = machine.run(spec, path, log.output, watch, on_link=warn)
+        except HostKeyMismatch as alarm:
+            result = _lost(began, path, alarm.message)
     if result is None:
-        raise Stopped(should_stop() or "stopped")
-    brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
+        if watch.gone is None:
+            raise Stopped(should_stop() or "stopped")
+        result = _lost(began, path, watch.gone)
+    result = result.model_copy(update={"log_cut_at": log.cut_at})
+    if result.outcome == "lost":
+        return result
+    try:
+        brought = files.download(machine, spec.id, job.outputs, folder, watch)
+    except (ProviderError, Stopped) as trouble:
+        if (reason := should_stop()) is not None:
+            raise Stopped(reason) from trouble
+        return result.model_copy(update={"trouble": f"its files could not be brought back: {trouble}"})
     for pattern in brought.missing:
         warn("the job left nothing that %s matches", pattern)
-    return result.model_copy(update={"outputs": brought.paths, "log_cut_at": log.cut_at})
+    return result.model_copy(update={"outputs": brought.paths})
+
+
+def _lost(began: datetime, path: Path, why: str) -> JobResult:
+    size = path.stat().st_size if path.exists() else 0
+    return JobResult(exit_code=None, outcome="lost", started_at=began, ended_at=utc_now(), log_bytes=size, trouble=why)
