@@ -27,11 +27,9 @@ def line(result: Refreshed) -> str:
     if result.outcome == "unchanged":
         return f"{text}, nothing newer than {_age(result)}"
     change = result.changes
-    return (
-        text
-        if change is None
-        else f"{text}, {change.new:,} new, {change.gone:,} gone, {change.up:,} up, {change.down:,} down"
-    )
+    if change is not None:
+        text += f", {change.new:,} new, {change.gone:,} gone, {change.up:,} up, {change.down:,} down"
+    return f"{text}; {result.trouble}" if result.trouble else text
 
 
 def markdown(results: list[Refreshed]) -> str:

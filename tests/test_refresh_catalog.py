@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.filesystems import LocalFileSystem
+from prefect.settings import PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, temporary_settings
 
 import providers as registry
 from flows import price_report
 from flows import refresh_catalog as module
 from flows.refresh_catalog import refresh_catalog
-from providers.core import catalog, collect, history, prices
+from providers.core import catalog, collect, history, prices, shared_prices
 from providers.core.errors import Transient, Unsupported
 from providers.core.library import TaskLibrary
 from providers.core.models import Offer, Requirements
@@ -361,3 +363,35 @@ def test_a_price_that_falls_starts_a_deployment_through_its_event(stack: Stack, 
         wait_until(lambda: len(backlog_runs()) == 1, 60, "the run of the backlog")
         run = backlog_runs()[0]
         assert stack.wait_for_state(run["id"], "Completed", "Failed", "Crashed", within_s=120) == "Completed"
+
+
+# --- the storage block in use -----------------------------------------------------------------------------------------
+
+
+def test_what_one_worker_refreshes_another_finds_by_way_of_the_storage_block(
+    market: Market, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    LocalFileSystem(basepath=str(tmp_path / "bucket")).save("prices", overwrite=True, _sync=True)  # type: ignore[call-arg]
+    market.publish_all()
+    with temporary_settings({PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/prices"}):
+        market.refresh(providers=["verda"])
+        assert (tmp_path / "bucket" / shared_prices.PREFIX / "verda" / "latest.json").exists()
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "another worker"))
+        with pytest.raises(Unsupported, match="no price snapshot"):
+            catalog.offers("verda", Requirements())
+        shared_prices.fetch_newer("verda")
+        assert catalog.offers("verda", Requirements())[0].price > 0
+        assert history.of("H100", providers=["verda"])
+
+
+def test_a_storage_block_that_cannot_be_loaded_leaves_the_prices_of_this_machine(
+    market: Market, caplog: pytest.LogCaptureFixture
+) -> None:
+    market.publish_all()
+    with temporary_settings({PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/nobody-saved-it"}):
+        shared_prices.fetch_newer("verda")
+        assert "the storage block local-file-system/nobody-saved-it cannot be loaded" in caplog.text
+        # As the task does it; the flow cannot begin, because Prefect loads the same block for its results.
+        result = module._refresh.fn("verda", None, accept_suspicious=False)
+    assert "on this machine only: the storage block" in price_report.line(result)
+    assert market.cheapest("verda") > 0
