@@ -133,7 +133,7 @@ def _say_next(display: Display, place: Place, final: FlowRun) -> None:
     else:
         lines.insert(0, (f"{place.ui_url}/runs/flow-run/{final.id}", "this run in the Prefect UI"))
     for number, (what, why) in enumerate(lines):
-        display.line(f"{'Next:' if number == 0 else '':<6}{what:<38}{why}")
+        display.line(f"{'Next:' if number == 0 else '':<6}{what:<36}  {why}")
 
 
 # --- make up, make deploy ----------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Display:
         left = sum(attempt.may_cost for attempt in record.attempts)
         is_good = state is not None and state.is_completed()
         self.line()
-        if state is not None and state.message and not is_good:
+        if state is not None and state.message and not is_good and not state.is_cancelled():
             self.line(first_line(state.message), "bold")
         text = Text(name, "bold green" if is_good else "bold red")
         text.append(
