@@ -165,11 +165,10 @@ def final_message(result: JobResult, attempts: list[Attempt], failed: list[tuple
     trouble = f" ({result.trouble})" if result.trouble else ""
     cost = dollars(sum(one.cost or 0.0 for one in attempts))
     tried = counted(len(attempts), "offer") + " tried"
-    why = failures(failed)
     left = "; NOT seen gone yet, reap goes on" if any(one.outcome == OWED for one in attempts) else ""
     return (
         f"{ended} in {duration(result.duration_s)}{trouble}, {cost}"
-        + (f", {tried} ({failed})" if failed else "")
+        + (f", {tried} ({failures(failed)})" if failed else "")
         + left
     )
 
