@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import string
 from typing import Final, cast
 
 from prefect.blocks.core import Block
+from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
 NAME: Final = "default"
@@ -47,7 +49,12 @@ class GpuRealm(Block):
 
     @classmethod
     def current(cls) -> GpuRealm:
-        """This server's realm, made now if it has none; when two workers make it at once, the first one's counts."""
+        """This server's realm, made now if it has none; asked for once a process, since it never changes."""
+        return _of_server(get_current_settings().api.url)
+
+    @classmethod
+    def load_or_make(cls) -> GpuRealm:
+        """The realm as the server has it, or a new one; when two workers make it at once, the first one's counts."""
         try:
             return cls._load()
         except ValueError:
@@ -58,10 +65,16 @@ class GpuRealm(Block):
         )
         try:
             made.save(NAME, overwrite=False, _sync=True)  # pyright: ignore[reportCallIssue] - async dispatch
-        except ValueError:  # another worker was first
+        except ValueError:  # another worker was first: its realm counts
             return cls._load()
         return made
 
     @classmethod
     def _load(cls) -> GpuRealm:
         return cast("GpuRealm", cls.load(NAME, _sync=True))  # pyright: ignore[reportCallIssue] - async dispatch
+
+
+@functools.cache
+def _of_server(url: str | None) -> GpuRealm:
+    del url  # the key: another server has another realm
+    return GpuRealm.load_or_make()

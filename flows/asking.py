@@ -25,7 +25,10 @@ def ask(
     for name in names:
         try:
             fetch_offers: Any = registry.library(name).fetch_offers
-            pending[name] = fetch_offers.submit(requirements, account_of(account, name))
+            if len(names) == 1:  # nobody else to ask meanwhile: no thread
+                offers += fetch_offers(requirements, account_of(account, name))
+            else:
+                pending[name] = fetch_offers.submit(requirements, account_of(account, name))
         except ProviderError as trouble:
             troubles[str(name)] = trouble
     for name, future in pending.items():

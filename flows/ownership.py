@@ -7,6 +7,7 @@ because with the API down a call hangs for more than a minute.
 
 from __future__ import annotations
 
+import contextvars
 import random
 import threading
 import time
@@ -14,8 +15,8 @@ from enum import StrEnum
 from typing import Any, Final, Self
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import SyncClientContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 
@@ -79,7 +80,8 @@ class Ownership:
         self._answered = 0
         self._standing, self._why = Standing.OWNER, ""
         self._closed = False
-        self._thread = threading.Thread(target=self._watch, name="ownership", daemon=True)
+        context = contextvars.copy_context()  # Prefect's settings and the flow's client live in it
+        self._thread = threading.Thread(target=context.run, args=(self._watch,), name="ownership", daemon=True)
 
     def start(self) -> Self:
         """Begin to watch."""
@@ -114,13 +116,13 @@ class Ownership:
             return Standing.UNKNOWN
 
     def _watch(self) -> None:
-        with get_client(sync_client=True) as client:
+        with SyncClientContext.get_or_create() as prefect:
             while True:
                 with self._changed:
                     if self._closed:
                         return
                     question = self._asked
-                reading = self._read(client)
+                reading = self._read(prefect.client)
                 with self._changed:
                     if reading is not None:
                         self._answered = question

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, Final, cast
 from uuid import UUID
 
-from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import SyncClientContext
 
+from flows.artifacts import publish
 from providers.core.contract import Billing
 from providers.core.models import Instance, Model, Offer, utc_now
 
@@ -97,15 +97,13 @@ class Record:
     def write(self) -> None:
         """Write the record as it stands: one call, about 10 ms."""
         rows = [json.loads(attempt.model_dump_json()) for attempt in self.attempts]
-        artifact = ArtifactCreate(
-            key=_key(self.run_id),
-            type="table",
-            description="Every order of this run, in order: where, what it cost, what came of it.",
-            data=json.dumps(rows),
-            flow_run_id=self.run_id,
+        publish(
+            _key(self.run_id),
+            "table",
+            json.dumps(rows),
+            self.run_id,
+            "Every order of this run, in order: where, what it cost, what came of it.",
         )
-        with SyncClientContext.get_or_create() as prefect:
-            prefect.client.create_artifact(artifact)
 
     @property
     def next_attempt(self) -> int:

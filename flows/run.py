@@ -180,7 +180,7 @@ def begin(
         job=checked_job,
         order=order,
         account=account,
-        providers=inputs.checked_providers(providers, registry.enabled(account), account),
+        providers=inputs.checked_providers(providers, registry.enabled(account, providers), account),
         record=Record.read(flow_run.id) if flow_run.run_count > 1 else Record(flow_run.id),
         ownership=Ownership(flow_run.id, flow_run.run_count).start(),
         log=_steps_logger(),

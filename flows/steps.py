@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 import providers as registry
 from flows import inputs, results, story
+from flows.artifacts import publish
 from flows.asking import ask
 from flows.ranking import rank
 from flows.record import OWED, new_attempt
@@ -195,7 +195,7 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
     """The final state: its message tells the story, its data is the result, an exit code other than 0 is Failed."""
     message = story.final_message(result, run.record.attempts, run.failed)
     _publish_offers(run)
-    create_markdown_artifact(story.result_markdown(message, result, run.record.attempts), key=f"result-{run.id}")
+    publish(f"result-{run.id}", "markdown", story.result_markdown(message, result, run.record.attempts), run.id)
     is_good = result.outcome == "exited" and result.exit_code == 0 and not result.trouble
     made: Any = Completed if is_good else Failed
     return made(message=message, data=result)
@@ -215,6 +215,4 @@ def not_found(run: Run) -> State[JobResult]:
 
 def _publish_offers(run: Run) -> None:
     text = story.offers_markdown(run.requirements, run.ranked, run.record.attempts, run.failed, run.troubles)
-    create_markdown_artifact(
-        text, key="offers", description="The offers in the order they are tried, and what came of each."
-    )
+    publish("offers", "markdown", text, run.id, "The offers in the order they are tried, and what came of each.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from providers.core.errors import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from providers.core.library import TaskLibrary
 
@@ -55,8 +55,12 @@ def account_of(account: str | Mapping[str, str], provider: ProviderName | str) -
     return account.get(str(provider), DEFAULT_ACCOUNT)
 
 
-def enabled(account: str | Mapping[str, str] = DEFAULT_ACCOUNT) -> list[ProviderName]:
-    """The providers with a saved credentials block of the account's name; `local` always."""
+def enabled(
+    account: str | Mapping[str, str] = DEFAULT_ACCOUNT, among: Sequence[ProviderName] = ()
+) -> list[ProviderName]:
+    """The providers with a saved credentials block of the account's name; `local` always, without asking if only that is meant."""
+    if list(among) == [ProviderName.LOCAL]:
+        return [ProviderName.LOCAL]
     saved = saved_accounts()
     return [
         provider

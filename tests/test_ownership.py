@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -51,11 +52,6 @@ class Server:
     def __init__(self, answer: Any) -> None:
         self.answer = answer
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
     def read_flow_run(self, run_id: UUID) -> Any:
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -67,7 +63,8 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server(run(StateType.RUNNING, state_id=MINE))
-    monkeypatch.setattr(ownership, "get_client", lambda **_: server)
+    context = contextlib.nullcontext(SimpleNamespace(client=server))
+    monkeypatch.setattr(ownership.SyncClientContext, "get_or_create", lambda: context)
     return server
 
 

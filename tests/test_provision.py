@@ -93,7 +93,7 @@ def rented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rented]:
         library._drivers["default"] = reference(cloud, driver)
         clouds[name], libraries[name] = cloud, library
     monkeypatch.setattr(registry, "library", lambda name: libraries[str(name)])
-    monkeypatch.setattr(registry, "enabled", lambda _account="default": [Named(name) for name in libraries])
+    monkeypatch.setattr(registry, "enabled", lambda *_: [Named(name) for name in libraries])
     monkeypatch.chdir(tmp_path)
     yield Rented(clouds, libraries)
     for cloud in clouds.values():
@@ -194,7 +194,7 @@ def test_a_provider_that_does_not_answer_is_named_and_holds_up_nobody(rented: Re
 
 
 def test_given_order_tries_providers_as_they_are_listed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "enabled", lambda _account="default": [Named("beta"), Named("alpha")])
+    monkeypatch.setattr(registry, "enabled", lambda *_: [Named("beta"), Named("alpha")])
     rented.run(order="given")
     assert len(rented["beta"].orders()) == 1
     assert rented["alpha"].orders() == []

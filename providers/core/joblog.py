@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
+from prefect.context import SyncClientContext
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 
@@ -62,8 +62,11 @@ class LogsClient(Protocol):
 ClientFactory = Callable[[], AbstractContextManager[LogsClient]]
 
 
-def _prefect() -> AbstractContextManager[LogsClient]:
-    return get_client(sync_client=True)
+@contextlib.contextmanager
+def _prefect() -> Generator[LogsClient]:
+    """The client of the run around this call, which its threads may use too; a new one takes 20 ms."""
+    with SyncClientContext.get_or_create() as prefect:
+        yield prefect.client
 
 
 def shown_until(flow_run_id: UUID, client: ClientFactory = _prefect) -> int:

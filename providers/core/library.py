@@ -1,6 +1,6 @@
 """TaskLibrary: a driver's methods as Prefect tasks, and all that is the same for every provider.
 
-Retries, tags, names, credentials by block name, what to do after a lost reply, SSH keys and the way onto a machine are decided
+Retries, names, credentials by block name, what to do after a lost reply, SSH keys and the way onto a machine are decided
 here and nowhere else. Every task has `NO_CACHE`: two equal orders are two orders. No task takes or returns a secret.
 
 `tasks = TaskLibrary(Vultr, VultrCredentials)` is the last line of a provider's file; any flow may call the tasks:
@@ -96,11 +96,11 @@ class TaskLibrary(Generic[C]):
         self._first_use: FirstUse | None = None
         self._lock = threading.Lock()
 
+        # No tags: for a task with tags Prefect asks the API for a concurrency limit each time, 30 ms and more.
         def as_task(function: Callable[P, R], title: str, retries: int = 0) -> Task[P, R]:
             return Task(
                 fn=function,
                 name=f"{title} ({self.name})",
-                tags=["prefect-gpu", self.name],
                 cache_policy=NO_CACHE,
                 persist_result=False,
                 retries=retries,

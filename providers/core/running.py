@@ -92,7 +92,7 @@ def run_on(
             raise Stopped(should_stop() or "stopped")
         result = _lost(began, path, watch.gone)
     result = result.model_copy(update={"log_cut_at": log.cut_at})
-    if result.outcome == "lost":
+    if result.outcome == "lost" or not job.outputs:
         return result
     try:
         brought = files.download(machine, spec.id, job.outputs, folder, watch)
