@@ -48,6 +48,13 @@ def rank(
     return [*ranked, *(_ranked(None, offer, cost, why) for cost, offer, why in others)]
 
 
+def in_given_order(ranked: Sequence[Ranked], providers: Sequence[str]) -> list[Ranked]:
+    """The same, what would be tried by its provider's place in the list instead of by price."""
+    buyable = sorted((one for one in ranked if one.is_buyable), key=lambda one: providers.index(one.offer.provider))
+    renumbered = [one.model_copy(update={"rank": number}) for number, one in enumerate(buyable, start=1)]
+    return [*renumbered, *(one for one in ranked if not one.is_buyable)]
+
+
 def _ranked(number: int | None, offer: Offer, cost: float, why: str) -> Ranked:
     per_gpu = offer.price / offer.gpu_count if offer.gpu_count else None
     return Ranked(rank=number, offer=offer, stay_cost=cost, price_per_gpu=per_gpu, why=why)

@@ -13,7 +13,7 @@ import providers as registry
 from flows import inputs, results, story
 from flows.artifacts import publish
 from flows.asking import ask
-from flows.ranking import rank
+from flows.ranking import in_given_order, rank
 from flows.record import OWED, new_attempt
 from flows.run import Run, begin, flush_logs
 from providers import account_of
@@ -65,10 +65,9 @@ def choose(run: Run, offers: list[Offer]) -> Iterator[Offer]:
     run.ranked = rank(
         offers, run.requirements, EXPECTED_STAY_H, lambda provider: registry.library(provider).capabilities.billing
     )
-    fitting = [one.offer for one in run.ranked if one.is_buyable]
     if run.order == "given":
-        given = [str(name) for name in run.providers]
-        fitting.sort(key=lambda offer: given.index(offer.provider))
+        run.ranked = in_given_order(run.ranked, [str(name) for name in run.providers])
+    fitting = [one.offer for one in run.ranked if one.is_buyable]
     if fitting:
         run.say(*(story.more(line) for line in story.offers_table(fitting)))
         best = "the cheapest" if run.order == "price" else "the first"
