@@ -1,7 +1,8 @@
 """The record of a run's attempts: a table artifact that a person reads as its story and a later process settles from.
 
-Each line is written before its order is sent and again with what came of it. The newest version of the artifact
-`attempts-<run id>` counts; it is read back from any process and survives the run's deletion.
+Each line is written before its order is sent and again with what came of it: at once where something may cost money; with the
+next line, or at the end, where the order was refused, which saves a call to Prefect's API for each offer that fails. The newest
+version of the artifact `attempts-<run id>` counts; it is read back from any process and survives the run's deletion.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Record:
     def __init__(self, run_id: UUID, attempts: list[Attempt] | None = None) -> None:
         self.run_id = run_id
         self.attempts = attempts or []
+        self.is_written = True
 
     @classmethod
     def read(cls, run_id: UUID) -> Record:
@@ -88,6 +90,7 @@ class Record:
         """The line with these changes, in place; not yet written."""
         changed = attempt.model_copy(update=changes)
         self.attempts[self.attempts.index(attempt)] = changed
+        self.is_written = False
         return changed
 
     def accepted(self, attempt: Attempt, instance: Instance) -> Attempt:
@@ -104,6 +107,7 @@ class Record:
             self.run_id,
             "Every order of this run, in order: where, what it cost, what came of it.",
         )
+        self.is_written = True
 
     @property
     def next_attempt(self) -> int:

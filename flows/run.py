@@ -136,9 +136,13 @@ class Run:
         is_signal = isinstance(sys.exception(), TerminationSignal)
         try:
             left = [one for one in self.record.attempts if one.may_cost and one.outcome != OWED]
-            if left and self.ownership.ask(within_s=3) is not Standing.SUPERSEDED:
-                for attempt in left:
-                    self.give_back(attempt, confirm=not is_signal)
+            if left or not self.record.is_written:
+                standing = self.ownership.ask(within_s=3)
+                if standing is not Standing.SUPERSEDED:
+                    for attempt in left:
+                        self.give_back(attempt, confirm=not is_signal)
+                    if not self.record.is_written and standing is not Standing.UNKNOWN:
+                        self.write_record()
             if self.ownership.is_lost and not is_signal:
                 raise Abort(f"the run is {self.ownership.why}")
         finally:

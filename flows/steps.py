@@ -98,6 +98,7 @@ def create_instance(run: Run, offer: Offer) -> Instance:
         )
     except Owed as owed:
         run.record.note(attempt, outcome=OWED, why=owed.message)
+        run.write_record()
         raise
     except ProviderError as refused:
         run.record.note(attempt, outcome=refused.short, why=refused.message, gone_at=utc_now(), cost=0.0)
@@ -184,8 +185,7 @@ def pass_over(run: Run, offer: Offer, failure: ProviderError) -> None:
     run.refused(offer, failure)
     attempt = run.current
     if attempt is None:
-        run.write_record()
-        return
+        return  # the refusal is written with the next order's line, or at the end
     run.must_be_owner()
     run.give_back(attempt, outcome=failure.short, why=failure.message)
 
@@ -202,6 +202,8 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
 
 def not_found(run: Run) -> State[JobResult]:
     """The final state when no offer served: what was missing, and the nearest thing that is there."""
+    if not run.record.is_written:
+        run.write_record()
     if run.failed:
         message = story.none_served(run.requirements, run.failed)
     else:

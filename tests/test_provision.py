@@ -193,11 +193,16 @@ def test_a_provider_that_does_not_answer_is_named_and_holds_up_nobody(rented: Re
     assert "did not answer: the reference cloud refused catalog" in rented.artifact("offers")
 
 
-def test_given_order_tries_providers_as_they_are_listed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_order_tries_providers_as_they_are_listed_and_shows_them_so(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "enabled", lambda *_: [Named("beta"), Named("alpha")])
     rented.run(order="given")
     assert len(rented["beta"].orders()) == 1
     assert rented["alpha"].orders() == []
+    rows = [line.split(" | ")[:2] for line in rented.artifact("offers").splitlines() if line[2:3].isdigit()]
+    providers = ["beta"] * (len(rows) // 2) + ["alpha"] * (len(rows) // 2)
+    assert rows == [[f"| {number}", provider] for number, provider in enumerate(providers, start=1)]
 
 
 def test_alternatives_are_taken_in_their_order_whatever_they_cost(rented: Rented) -> None:
@@ -365,6 +370,48 @@ def test_each_attempt_is_on_the_record_before_its_order_is_sent(
     monkeypatch.setattr(driver, "create_instance", create)
     rented.run()
     assert len(seen) == 1
+
+
+def test_why_an_order_was_refused_is_on_the_record_before_the_next_is_sent(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    driver = rented.libraries["alpha"].driver()
+    original = driver.create_instance
+
+    def create(offer: Offer, spec: Any) -> Any:
+        from providers.core.lease import Lease
+
+        lease = Lease.parse(spec.name)
+        assert lease is not None
+        seen.append([one.outcome for one in Record.read(lease.run_id).attempts])
+        return original(offer, spec)
+
+    monkeypatch.setattr(driver, "create_instance", create)
+    rented["alpha"].fault("create", "sold out", times=2)
+    rented.run()
+    assert seen == [["ordered"], ["sold out", "ordered"], ["sold out", "sold out", "ordered"]]
+
+
+def test_when_every_order_was_refused_all_of_them_are_on_the_record(rented: Rented) -> None:
+    for cloud in rented.clouds.values():
+        cloud.fault("create", "sold out", times=None)
+    message = rented.run(gpu="H100:8")
+    assert message == "No H100:8: 6 offers tried (alpha sold out 3 times, beta sold out 3 times)."
+    assert [one.outcome for one in rented.record.attempts] == ["sold out"] * 6
+    assert rented.artifact("offers").count("sold out: ") == 6
+
+
+def test_a_refused_order_is_on_the_record_though_a_bug_ends_the_run(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*arguments: Any) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    rented["alpha"].fault("create", "sold out")
+    monkeypatch.setattr(steps, "pass_over", breaks)
+    rented.run()
+    assert [one.outcome for one in rented.record.attempts] == ["sold out"]
 
 
 class TestTheFormOfProvision:

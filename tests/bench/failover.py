@@ -1,0 +1,87 @@
+"""Failing over: our own time for an offer that is sold out, one task run and the record included.
+
+A run on the reference cloud, whose answers take no time worth counting, with sold-out offers before the one that serves, against
+the same run without them: on one real Prefect server, Running to Completed, pair by pair, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flows import environment
+from tests.bench import Metric
+
+OFFERS = 20  # sold out in each run that fails over
+PAIRS = 9
+TARGET = 150.0
+
+
+def measure() -> dict[str, Metric]:
+    with tempfile.TemporaryDirectory() as home:
+        child = subprocess.run(
+            [sys.executable, "-m", "tests.bench.failover"],
+            env={key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | {"BENCH_HOME": home},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+    if child.returncode:
+        raise RuntimeError(
+            child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit {child.returncode}"
+        )
+    pairs: list[tuple[float, float]] = json.loads(child.stdout.splitlines()[-1])
+    each = statistics.median((failing - plain) / OFFERS for failing, plain in pairs)
+    return {"failover.per_offer_ms": Metric(each * 1000, "ms", TARGET, "lower")}
+
+
+def _pairs() -> list[tuple[float, float]]:
+    with environment.reached(kept=False, home=Path(os.environ["BENCH_HOME"])) as place:
+        place.wait_for_server()
+        import providers as registry
+        from providers.core.library import TaskLibrary
+        from tests.fakes.reference import MachineType, Reference, ReferenceCloud, Terms, reference
+
+        # The zones are tried in the order in which the catalog names them: all that is in the region `full` is sold out.
+        zones = {"full": tuple(f"full-{number:02}" for number in range(OFFERS)), "free": ("free-1",)}
+        cheap = MachineType(name="cpu.small", price=0.05, cpu=4, memory_gb=16)
+        cloud = ReferenceCloud(
+            Path(os.environ["BENCH_HOME"]) / "cloud.db", Terms(zones=zones, types=(cheap,), has_ssh=True)
+        )
+        library: TaskLibrary[Any] = TaskLibrary(Reference)
+        library._drivers["default"] = reference(cloud)
+        registry.library = lambda _name: library
+        registry.enabled = lambda *_: ["reference"]  # pyright: ignore[reportAttributeAccessIssue]
+        cloud.fault("create", "sold out", times=None, region="full")
+
+        try:
+            _run(), _run(regions=("free",))  # what is only paid once: imports, the realm, the first login
+            return [(_run(), _run(regions=("free",))) for _ in range(PAIRS)]
+        finally:
+            cloud.close()
+
+
+def _run(**requirements: Any) -> float:
+    """From Running to the final state, as the server has it."""
+    from prefect.client.orchestration import get_client
+
+    from flows.provision import provision
+    from providers.core.models import Requirements
+
+    state: Any = provision(command="true", requirements=Requirements(**requirements), return_state=True)
+    assert state.is_completed(), state.message
+    assert (f"{OFFERS + 1} offers tried" in state.message) is (not requirements), state.message
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id).total_run_time.total_seconds()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_pairs()))
