@@ -1,12 +1,10 @@
-"""What many tests share. The Prefect harness costs 14 s once: only tests that ask for it pay."""
+"""What many tests share. Prefect, its server and its harness cost seconds: only tests that ask for them pay, importing included."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from prefect.logging.loggers import disable_run_logger
-from prefect.testing.utilities import prefect_test_harness
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[None]:
     """A temporary Prefect server with an empty database, for the whole session."""
+    from prefect.testing.utilities import prefect_test_harness
+
     with prefect_test_harness(server_startup_timeout=120):
         yield
 
@@ -26,5 +26,7 @@ def prefect_api() -> Iterator[None]:
 @pytest.fixture
 def no_run_logger() -> Iterator[None]:
     """For code that logs to the flow run around it, called outside of any."""
+    from prefect.logging.loggers import disable_run_logger
+
     with disable_run_logger():
         yield
