@@ -101,20 +101,20 @@ class SshMachines(Block):
     """A team's own machines, each lent to one job at a time.
 
     Example:
-        Load the machines saved as `lab` and name them:
-
         ```python
         from blocks.ssh import SshMachines
 
-        [host.name for host in SshMachines.load("lab").hosts]
+        machines = SshMachines.load("BLOCK_NAME")
+        [host.name for host in machines.hosts]
         ```
     """
 
     _block_type_name = "GPU: own machines"
     _block_type_slug = "gpu-ssh"
     _description = "A team's own machines, reached by SSH, each lent to one job at a time."
+    _documentation_url = "https://man.openbsd.org/ssh"  # pyright: ignore[reportAssignmentType] - pydantic reads a string
 
-    hosts: list[SshHost] = Field(title="Machines", min_length=1)
+    hosts: list[SshHost] = Field(title="Machines", description="Each with its address and user.", min_length=1)
     private_key: SecretStr | None = Field(
         default=None,
         title="Private key",

@@ -8,9 +8,10 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay in one process, which has its fixtures; and one process has the cluster."""
+    """Side by side, a file's tests stay in one process, which has its fixtures; the cluster and real servers are had one by one."""
     for item in items:
-        group = "cluster" if item.get_closest_marker("kubernetes") else item.path.name
+        is_heavy = item.get_closest_marker("kubernetes") or item.get_closest_marker("server")
+        group = "cluster and servers" if is_heavy else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -107,11 +107,11 @@ class Stack:
         question = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [row["message"] for row in self.client.post("/logs/filter", json=question).json()]
 
-    def wait_for_state(self, run_id: UUID, *names: str, within_s: float = 90) -> str:
+    def wait_for_state(self, run_id: UUID, *names: str, within_s: float = 240) -> str:
         wait_until(lambda: self.state(run_id) in names, within_s, f"{' or '.join(names)} of {run_id}", self._tail)
         return self.state(run_id)
 
-    def wait_for_log(self, run_id: UUID, text: str, within_s: float = 90) -> None:
+    def wait_for_log(self, run_id: UUID, text: str, within_s: float = 240) -> None:
         wait_until(
             lambda: any(text in line for line in self.logs(run_id)), within_s, f"{text!r} in the log", self._tail
         )
