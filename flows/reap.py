@@ -7,6 +7,7 @@ touches a name that does not parse, nor one of another realm unless the operator
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -25,7 +26,7 @@ import providers as registry
 from blocks.realm import GpuRealm
 from flows import story
 from flows.record import CURRENT, ORDERED, Record
-from flows.run import settle
+from flows.run import end_attempt, settle
 from providers.core.errors import ProviderError
 from providers.core.lease import Lease
 from providers.core.models import Instance, Leftover, Listing, Model, utc_now
@@ -50,14 +51,10 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
             return
         record = Record.read(flow_run.id)
     for attempt in [one for one in record.attempts if one.may_cost]:
-        try:
-            library = registry.library(attempt.provider)
-            ids = (attempt.instance_id,) if attempt.instance_id else ()
-            absence = library.give_back(attempt.name, ids, attempt.account, attempt.ordered_at, within_s=_HOOK_S)
-        except ProviderError as trouble:
-            absence = Absence(is_gone=False, evidence=trouble.message, owed=(attempt.name,))
+        absence = end_attempt(attempt, within_s=_HOOK_S)
         settle(record, attempt, absence)
-        record.write()
+        with suppress(Exception):  # whatever Prefect's API says, the next instance's turn comes
+            record.write()
         log.info(story.step(6, "give back", story.absence(absence)))
 
 

@@ -15,10 +15,10 @@ from flows import inputs, results, story
 from flows.asking import ask
 from flows.ranking import rank
 from flows.record import OWED, new_attempt
-from flows.run import Run, begin, flush_logs
+from flows.run import Run, begin, end_attempt, flush_logs
 from providers import account_of
 from providers.core import explain
-from providers.core.errors import ProviderError
+from providers.core.errors import InstanceFailed, ProviderError
 from providers.core.lease import MAX_ATTEMPT, Lease
 from providers.core.library import lease_deadline
 from providers.core.models import Instance, JobResult, Offer, utc_now
@@ -88,10 +88,10 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     if number > MAX_ATTEMPT:
         raise RuntimeError(f"{number} orders were sent in this run: start a new one")
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
-    deadline = lease_deadline(offer, library.capabilities, run.job)
-    lease = Lease(realm=run.realm, run_id=run.id, deadline=deadline, run_count=run.count, attempt=number)
     account_id = library.driver(account).account_id()
     run.must_be_owner()
+    deadline = lease_deadline(offer, library.capabilities, run.job)  # from now on, after any waiting
+    lease = Lease(realm=run.realm, run_id=run.id, deadline=deadline, run_count=run.count, attempt=number)
     attempt = run.record.open(new_attempt(number, lease.name, offer, account, account_id))
     try:
         instance = library.create_instance(
@@ -99,6 +99,9 @@ def create_instance(run: Run, offer: Offer) -> Instance:
         )
     except Owed as owed:
         run.record.note(attempt, outcome=OWED, why=owed.message)
+        raise
+    except InstanceFailed as failed:  # it was accepted: something may stand there, which `pass_over` gives back
+        run.record.note(attempt, why=failed.message)
         raise
     except ProviderError as refused:
         run.record.note(attempt, outcome=refused.short, why=refused.message, gone_at=utc_now(), cost=0.0)
@@ -131,25 +134,37 @@ def wait_ready(run: Run, offer: Offer, instance: Instance) -> Instance:
 
 
 def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
-    """The job, its output as it comes, its files; whatever it left is in result storage before the machine is given back."""
+    """The job, its output as it comes, its files; whatever it left is in result storage before the machine is given back.
+
+    A job that ended is never run again on the next offer: what could not be kept of it is said in its result.
+    """
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
     run.say(story.step(5, "run", inputs.shown(run.command)))
     flush_logs()
     attempt = run.record.attempts[-1].attempt
-    with results.kept(run.id, attempt) as folder:
-        result = library.run_job(
-            instance,
-            offer,
-            run.command,
-            run.job,
-            folder,
-            run.requirements,
-            account=account,
-            should_stop=run.stop_reason,
-        )
+    result: JobResult | None = None
+    try:
+        with results.kept(run.id, attempt) as folder:
+            result = library.run_job(
+                instance,
+                offer,
+                run.command,
+                run.job,
+                folder,
+                run.requirements,
+                account=account,
+                should_stop=run.stop_reason,
+            )
+        result = result.model_copy(update={"stored_under": results.place(run.id, attempt)})
+    except results.NotStored as trouble:
+        if result is None:
+            raise
+        result = result.model_copy(update={"not_kept": str(trouble)})
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
     run.say(story.more(ended, result.duration_s))
-    return result.model_copy(update={"stored_under": results.place(run.id, attempt)})
+    if result.not_kept:
+        run.log.error("%s", result.not_kept)
+    return result
 
 
 # --- 6 ----------------------------------------------------------------------------------------------------------------
@@ -161,10 +176,13 @@ def give_back(run: Run) -> None:
     if attempt is None:
         return
     started = time.monotonic()
-    run.must_be_owner()
+    run.must_not_be_superseded()
     ids = (attempt.instance_id,) if attempt.instance_id else ()
     library = registry.library(attempt.provider)
-    absence = library.terminate_instance(attempt.name, ids, attempt.account, attempt.ordered_at)
+    try:
+        absence = library.terminate_instance(attempt.name, ids, attempt.account, attempt.ordered_at)
+    except Exception:  # noqa: BLE001 - the job's result is not lost over a task that Prefect or a driver broke
+        absence = end_attempt(attempt)
     run.given_back(attempt, absence)
     run.say(story.step(6, "give back", story.absence(absence), time.monotonic() - started))
 
@@ -179,7 +197,7 @@ def pass_over(run: Run, offer: Offer, failure: ProviderError) -> None:
     if attempt is None:
         run.write_record()
         return
-    run.must_be_owner()
+    run.must_not_be_superseded()
     run.give_back(attempt, outcome=failure.short, why=failure.message)
 
 
@@ -188,7 +206,8 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
     message = story.final_message(result, run.record.attempts)
     _publish_offers(run)
     create_markdown_artifact(story.result_markdown(message, result, run.record.attempts), key=f"result-{run.id}")
-    made: Any = Completed if result.exit_code == 0 and result.outcome == "exited" else Failed
+    is_good = result.exit_code == 0 and result.outcome == "exited" and not result.not_kept
+    made: Any = Completed if is_good else Failed
     return made(message=message, data=result)
 
 

@@ -147,6 +147,8 @@ def result_markdown(message: str, result: JobResult | None, attempts: list[Attem
             f"| job | {duration(result.duration_s)} |",
             f"| output | {result.log_bytes:,} bytes |",
         ]
+        if result.not_kept:
+            lines.append(f"| not kept | {_cell(result.not_kept)} |")
         if result.stored_under:
             lines.append(f"| log and results | `{result.stored_under}` |")
         lines += [f"| file | `{name}` |" for name in result.outputs[:50]]
@@ -166,7 +168,10 @@ def final_message(result: JobResult, attempts: list[Attempt]) -> str:
     tried = counted(len(attempts), "offer") + " tried"
     failed = failures(attempts)
     left = "; NOT seen gone yet, reap goes on" if any(one.outcome == OWED for one in attempts) else ""
-    return f"{ended} in {duration(result.duration_s)}, {cost}" + (f", {tried} ({failed})" if failed else "") + left
+    kept = f"; {result.not_kept}" if result.not_kept else ""
+    return (
+        f"{ended} in {duration(result.duration_s)}, {cost}" + (f", {tried} ({failed})" if failed else "") + kept + left
+    )
 
 
 def failures(attempts: list[Attempt]) -> str:

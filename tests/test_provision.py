@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from flows import steps
 from flows.provision import provision
 from flows.record import Record
 from providers.core.contract import Billing
+from providers.core.errors import InstanceFailed
 from providers.core.library import TaskLibrary
 from providers.core.models import Job, Offer, Requirements, Spot
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
@@ -264,6 +266,51 @@ def test_a_give_back_that_shows_no_effect_is_said_and_stays_on_the_record(
     rented["alpha"].mend()
 
 
+def test_a_job_whose_log_result_storage_refuses_is_not_run_again_and_says_where_the_log_is(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from prefect.filesystems import RemoteFileSystem
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    full = RemoteFileSystem(basepath=f"memory://{tmp_path.name}")
+    monkeypatch.setattr("flows.results._put", refuse)
+    monkeypatch.setattr("flows.results.get_result_store", lambda: type("Store", (), {"result_storage": full}))
+    message = rented.run("echo kept")
+    assert "result storage did not take the job's log and files (OSError): they are in " in message
+    assert message.startswith("exit 0 in ")
+    assert rented.state.is_failed()
+    assert (Path(message.partition("they are in ")[2]) / "job.log").read_text() == "kept\n"
+    assert len(rented["alpha"].orders()) == 1
+    assert rented["beta"].orders() == []
+    rented.assert_nothing_is_left()
+
+
+def test_a_job_whose_files_cannot_be_brought_back_is_not_run_again(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise InstanceFailed("the machine does not list the job's files")
+
+    monkeypatch.setattr("providers.core.files.download", fails)
+    message = rented.run(job=Job(outputs=("out/",)))
+    assert "the job's files were not brought back: the machine does not list" in message
+    assert rented.state.is_failed()
+    assert rented.result.exit_code == 0
+    assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+
+
+def test_a_full_disk_under_the_log_is_said_and_nothing_is_left(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("providers.core.jobs.Machine.run", full)
+    assert "the worker cannot keep the job's log (No space left on device): make room" in rented.run()
+    assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+    rented.assert_nothing_is_left()
+
+
 @pytest.mark.parametrize("step", ["create_instance", "wait_ready", "run_job", "give_back"])
 def test_a_bug_at_any_step_leaves_nothing(rented: Rented, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     original = getattr(steps, step)
@@ -290,6 +337,57 @@ def test_no_secret_is_in_the_log_the_artifacts_or_the_result(rented: Rented) -> 
         logs = client.request("POST", "/logs/filter", json=question).text
     stored = rented.artifact("offers") + rented.artifact(f"result-{rented.run_id}")
     assert "hunter2" not in run + logs + stored + json.dumps(rented.result.model_dump(mode="json"))
+
+
+def test_the_api_being_down_holds_up_no_give_back(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the job has ended the machine costs for nothing: the answer of Prefect's API is not waited for."""
+    from flows.ownership import Ownership, Standing
+
+    original, asked = Ownership.ask, []
+
+    def ask(self: Ownership, within_s: float) -> Standing:
+        asked.append(within_s)
+        return (
+            original(self, within_s) if len(asked) == 1 else Standing.UNKNOWN
+        )  # the first one stands before the create
+
+    monkeypatch.setattr(Ownership, "ask", ask)
+    monkeypatch.setattr("flows.run.API_PATIENCE_S", 60.0)
+    before = time.monotonic()
+    assert rented.run().startswith("exit 0 in ")
+    assert time.monotonic() - before < 30
+    assert len(asked) >= 2
+    rented.assert_nothing_is_left()
+
+
+def test_a_driver_that_breaks_while_giving_back_leaves_the_name_owed_and_said(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: str) -> None:
+        raise KeyError("no such field")
+
+    rented["alpha"].fault("create", "fails at boot")
+    monkeypatch.setattr(rented.libraries["alpha"].driver(), "terminate_instance", breaks)
+    message = rented.run()
+    assert message.startswith("exit 0 in ")
+    assert "NOT seen gone yet, reap goes on" in message
+    assert [(one.outcome, one.why) for one in rented.record.attempts] == [("owed", "KeyError in the driver")] * 2
+
+
+def test_what_an_order_that_failed_at_once_may_have_left_is_given_back(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = rented.libraries["alpha"].driver()
+    original = driver.create_instance
+
+    def create(offer: Offer, spec: Any) -> Any:
+        original(offer, spec)
+        raise InstanceFailed("the image cannot be pulled")
+
+    monkeypatch.setattr(driver, "create_instance", create)
+    assert "alpha boot failed 3 times" in rented.run()
+    assert [one.outcome for one in rented.record.attempts] == ["boot failed"] * 3 + ["gone"]
+    rented.assert_nothing_is_left()
 
 
 def test_the_cost_counts_from_the_order_to_the_seen_absence_failed_attempts_included(rented: Rented) -> None:

@@ -329,6 +329,9 @@ class JobResult(Model):
     log_cut_at: int | None = None  # bytes that went to Prefect, where the cap cut the rest; the file has all
     outputs: tuple[str, ...] = ()  # the files that were brought back
     stored_under: str | None = None  # where in result storage they and the whole log (job.log) are
+    not_kept: str | None = (
+        None  # why the log or the files could not be brought back or stored; the job is over all the same
+    )
     machine: MachineReport | None = None
 
     @property

@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from providers.core import files, git, images, joblog, machine_check
 from providers.core.aside import Stopped, never
-from providers.core.errors import InstanceFailed
+from providers.core.errors import InstanceFailed, ProviderError
 from providers.core.jobs import Machine
 from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements
 
@@ -44,7 +44,8 @@ def run_on(
     """Run the job, its log and the files it made into `folder`.
 
     Raises Stopped when `should_stop` gave a reason (then the job goes on there), and what stands in the way of starting it:
-    InstanceFailed, InvalidRequest, AuthFailed. An exit code is a result, not an error.
+    InstanceFailed, InvalidRequest, AuthFailed; OSError when this machine cannot keep its log. An exit code is a result, not an
+    error, and so is a job whose files did not come back: whoever sees an error may run the job again elsewhere.
     """
     if spec.image is not None:
         images.prepare(machine, spec, should_stop)
@@ -53,11 +54,25 @@ def run_on(
     files.upload(machine, spec.id, job.files, Path.cwd(), should_stop)
     path = folder / LOG
     warn = get_run_logger().warning
-    with joblog.posting(path) as log:
-        result = machine.run(spec, path, log.output, should_stop, on_link=warn)
+    try:
+        with joblog.posting(path) as log:
+            result = machine.run(spec, path, log.output, should_stop, on_link=warn)
+    except OSError as full:
+        raise OSError(
+            full.errno,
+            f"the worker cannot keep the job's log ({full.strerror}): make room, or use another result storage",
+        ) from full
     if result is None:
         raise Stopped(should_stop() or "stopped")
-    brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
+    result = result.model_copy(update={"log_cut_at": log.cut_at})
+    try:
+        brought = files.download(machine, spec.id, job.outputs, folder, should_stop)
+    except ProviderError as trouble:
+        return result.model_copy(update={"not_kept": f"the job's files were not brought back: {trouble.message}"})
+    except OSError as full:
+        return result.model_copy(
+            update={"not_kept": f"the worker could not write the job's files to {folder}: {full.strerror}"}
+        )
     for pattern in brought.missing:
         warn("the job left nothing that %s matches", pattern)
-    return result.model_copy(update={"outputs": brought.paths, "log_cut_at": log.cut_at})
+    return result.model_copy(update={"outputs": brought.paths})
