@@ -183,7 +183,15 @@ def failures(attempts: list[Attempt]) -> str:
 
 def none_served(requirements: Requirements, attempts: list[Attempt]) -> str:
     """`No H100:8: 3 offers tried (aws sold out 3 times).`"""
-    return f"No {explain.wanted(requirements)}: {counted(len(attempts), 'offer')} tried ({failures(attempts)})."
+    failed = failures(attempts)
+    text = f"No {explain.wanted(requirements)}: {counted(len(attempts), 'offer')} tried" + (
+        f" ({failed})." if failed else "."
+    )
+    if owed := sum(one.outcome == OWED for one in attempts):
+        text += (
+            f" {counted(owed, 'order')} owed: not seen gone yet, or never answered; reap watches until the lease ends."
+        )
+    return text
 
 
 def absence(seen: Absence) -> str:

@@ -195,6 +195,45 @@ def test_a_provider_that_does_not_answer_is_named_and_holds_up_nobody(rented: Re
     assert "did not answer: the reference cloud refused catalog" in rented.artifact("offers")
 
 
+def test_a_driver_that_breaks_over_a_reply_is_that_provider_s_trouble_alone(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: Requirements) -> Any:
+        raise KeyError("gpu_description")
+
+    monkeypatch.setattr(rented.libraries["alpha"].driver(), "fetch_offers", breaks)
+    assert rented.run().startswith("exit 0 in ")
+    assert len(rented["beta"].orders()) == 1
+    assert "did not answer: its driver broke: KeyError" in rented.artifact("offers")
+
+
+def test_orders_that_were_never_answered_are_said_in_the_final_message(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, library in rented.libraries.items():
+        library.capabilities = library.capabilities.model_copy(update={"create_repeatable": None})
+        monkeypatch.setattr(library.driver(), "capabilities", library.capabilities)
+        rented[name].fault("create", "server error", times=None)
+    message = rented.run(requirements=Requirements(cpu=100))
+    assert "6 orders owed: not seen gone yet, or never answered; reap watches until the lease ends." in message
+    assert "()" not in message
+
+
+def test_the_way_onto_a_machine_needs_no_answer_of_prefect_s_once_the_order_is_made(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blocks.realm import GpuRealm
+
+    library = rented.libraries["alpha"]
+    library._master_secret()
+
+    def down(_: type[GpuRealm]) -> GpuRealm:
+        raise ConnectionError
+
+    monkeypatch.setattr(GpuRealm, "current", classmethod(down))
+    assert len(library._master_secret()) == 32
+
+
 def test_given_order_tries_providers_as_they_are_listed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "enabled", lambda _account="default": [Named("beta"), Named("alpha")])
     rented.run(order="given")
@@ -239,6 +278,7 @@ def test_spot_is_only_taken_when_asked_for(rented: Rented) -> None:
         ({"job": Job(files=("nowhere.txt",))}, "there is no 'nowhere.txt'"),
         ({"job": Job(outputs=("../../etc/passwd",))}, "leaves the job's directory"),
         ({"job": Job(outputs=("/etc/passwd",))}, "leaves the job's directory"),
+        ({"job": Job(timeout_s=10**15)}, "timeout_s is 1000000000000000: write at most"),
         ({"job": Job(working_directory="..")}, "leaves the job's directory"),
         ({"job": Job(env={"1X": "y"})}, "no name of an environment variable"),
         ({"job": Job(secrets={"TOKEN": "not-saved"})}, "no Secret block is saved as 'not-saved'"),

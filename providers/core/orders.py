@@ -85,9 +85,7 @@ def place_order(
             if isinstance(failure, RateLimited) and failure.retry_after_s is not None:
                 wait = max(wait, failure.retry_after_s)
         except AuthFailed as refused:
-            if is_open:
-                raise Owed(refused.message, code=refused.code) from refused
-            raise
+            raise (Owed(refused.message, code=refused.code) if is_open else refused) from None
         _pause(wait, should_stop, clock)
         wait = min(wait * 2, 30.0)
 
