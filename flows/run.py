@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -224,12 +225,19 @@ def end_attempt(attempt: Attempt, *, confirm: bool = True, within_s: float | Non
         return Absence(is_gone=False, evidence=evidence, owed=ids or (attempt.name,))
 
 
-def settle(record: Record, attempt: Attempt, absence: Absence, outcome: str = GONE, why: str = "") -> None:
-    """Note on the record what came of giving an attempt's instance back, with its cost so far; not yet written."""
+def settle(
+    record: Record,
+    attempt: Attempt,
+    absence: Absence,
+    outcome: str = GONE,
+    why: str = "",
+    costs_until: datetime | None = None,
+) -> None:
+    """Note on the record what came of giving an attempt's instance back, with its cost until now or then; not yet written."""
     line = next(one for one in record.attempts if one.name == attempt.name)
     now = utc_now()
     try:
-        cost = cost_until(line, registry.library(line.provider).capabilities.billing, now)
+        cost = cost_until(line, registry.library(line.provider).capabilities.billing, costs_until or now)
     except ProviderError:  # this worker lacks the provider's extra
         cost = line.cost
     if absence.is_gone:
