@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import providers as registry
 from providers import ProviderName, account_of
-from providers.core.errors import ProviderError, Transient
+from providers.core.errors import InvalidRequest, ProviderError, Transient
 from providers.core.models import Offer, Requirements
 
 PATIENCE_S: Final = 30.0  # so long a provider may take
@@ -39,8 +39,10 @@ def ask(
         answer = future.result(raise_on_failure=False)
         if isinstance(answer, ProviderError):
             troubles[str(name)] = answer
-        elif isinstance(answer, Exception):
-            raise answer
+        elif isinstance(
+            answer, Exception
+        ):  # a bug of one driver, or a reply nobody foresaw, is that provider's trouble alone
+            troubles[str(name)] = InvalidRequest(f"its driver broke: {type(answer).__name__}")
         else:
             offers += answer
     return offers, troubles

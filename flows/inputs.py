@@ -6,12 +6,15 @@ import math
 import re
 import shlex
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from providers import ProviderName, account_of
 from providers.core import git
 from providers.core.errors import InvalidRequest
 from providers.core.gpus import parse_gpu
 from providers.core.models import Job, Requirements
+
+MAX_TIMEOUT_S: Final = 365 * 24 * 3600
 
 
 class Refused(ValueError):
@@ -50,6 +53,8 @@ def checked_job(job: Job, directory: Path) -> Job:
     for path in job.files:
         if not (directory / path).exists():
             raise Refused(f"there is no {path!r} in {directory}: files are paths in the worker's working directory")
+    if job.timeout_s > MAX_TIMEOUT_S:
+        raise Refused(f"timeout_s is {job.timeout_s}: write at most {MAX_TIMEOUT_S} seconds, a year")
     for name in (*job.env, *job.secrets):
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise Refused(f"{name!r} is no name of an environment variable: use letters, digits and _")

@@ -49,7 +49,7 @@ def remember_running_state(flow: Flow[..., Any], flow_run: FlowRun, state: State
     _running_states[flow_run.id] = state.id
 
 
-def standing(run: FlowRun | None, run_count: int, state_id: UUID) -> tuple[Standing, str]:
+def standing(run: FlowRun | None, run_count: int, state_id: UUID | None) -> tuple[Standing, str]:
     """What a reading of the flow run (None: deleted) means for the holder of a token, and the state in words."""
     if run is None:
         return Standing.ENDED, "deleted"
@@ -79,6 +79,7 @@ class Ownership:
         self._asked = 0  # questions put, and the highest of them that a reading has answered
         self._answered = 0
         self._standing, self._why = Standing.OWNER, ""
+        self._was_paused = False
         self._closed = False
         context = contextvars.copy_context()  # Prefect's settings and the flow's client live in it
         self._thread = threading.Thread(target=context.run, args=(self._watch,), name="ownership", daemon=True)
@@ -141,8 +142,13 @@ class Ownership:
             run = None
         except Exception:  # noqa: BLE001 - whatever stands between us and the API: it is no answer
             return None
-        if run is not None and self._state_id is None and run.state is not None:
-            self._state_id = run.state.id
-        if self._state_id is None:
-            return (Standing.ENDED, "deleted") if run is None else None
+        if run is not None and run.state is not None:
+            self._renew_token(run, run.state)
         return standing(run, self.run_count, self._state_id)
+
+    def _renew_token(self, run: FlowRun, state: State[Any]) -> None:
+        # Whoever goes on after a pause has a RUNNING state that the server made; another process would have counted one more run.
+        is_same_run = state.type is StateType.RUNNING and run.run_count == self.run_count
+        if is_same_run and (self._state_id is None or self._was_paused):
+            self._state_id = state.id
+        self._was_paused = state.type is StateType.PAUSED and state.name != "Suspended"

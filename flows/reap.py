@@ -1,13 +1,19 @@
 """The nets behind the flow: the hook that another process runs, and the scheduled flow that finds what nobody ended.
 
 `reap` lists the providers first and reads the runs afterwards, so a name that it finds was on its run's record before. It never
-touches a name that does not parse, nor one of another realm unless the operator names that realm.
+touches a name that does not parse, nor one of another realm unless the operator names that realm. Longer than 300 lines: one
+sweep, from the listings to the records it settles, is read as one.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Final
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
 from prefect import flow
@@ -18,14 +24,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging import get_run_logger
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 import providers as registry
 from blocks.realm import GpuRealm
 from flows import story
-from flows.record import CURRENT, ORDERED, Record
-from flows.run import settle
+from flows.record import CURRENT, ORDERED, Attempt, Record
+from flows.run import end_attempt, settle
+from providers.core.aside import Aside
 from providers.core.errors import ProviderError
 from providers.core.lease import Lease
 from providers.core.models import Instance, Leftover, Listing, Model, utc_now
@@ -33,7 +40,10 @@ from providers.core.orders import Absence
 
 CANCELLING_S: Final = 60.0  # a worker that cancels is done by then; nobody else will
 CONFIRM_S: Final = 60.0  # what is not seen gone by then is owed, and the next reap's
+LISTING_S: Final = 90.0  # so long a provider may take to list all regions
 _HOOK_S: Final = 15.0
+T = TypeVar("T")
+
 _FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
 
 
@@ -50,14 +60,10 @@ def end_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
             return
         record = Record.read(flow_run.id)
     for attempt in [one for one in record.attempts if one.may_cost]:
-        try:
-            library = registry.library(attempt.provider)
-            ids = (attempt.instance_id,) if attempt.instance_id else ()
-            absence = library.give_back(attempt.name, ids, attempt.account, attempt.ordered_at, within_s=_HOOK_S)
-        except ProviderError as trouble:
-            absence = Absence(is_gone=False, evidence=trouble.message, owed=(attempt.name,))
+        absence = end_attempt(attempt, within_s=_HOOK_S)
         settle(record, attempt, absence)
-        record.write()
+        with suppress(Exception):  # whatever Prefect's API says, the next instance's turn comes
+            record.write()
         log.info(story.step(6, "give back", story.absence(absence)))
 
 
@@ -77,7 +83,11 @@ class Found(Model):
     name: str
     price: float | None = None
     end_because: str | None = None  # None: it lives, rightly
-    came_of_it: str = ""
+    came_of_it: str = ""  # "gone: ..." or "owed: ..."
+
+    @property
+    def is_gone(self) -> bool:
+        return self.came_of_it.startswith("gone")
 
 
 @flow(name="reap")
@@ -98,35 +108,34 @@ def reap(
     """
     logger: Any = get_run_logger()  # typed as logging's adapter, which lacks getChild
     log = logger.getChild("steps")
+    if realm is not None and not re.fullmatch("[a-z0-9]{4}", realm):
+        return Failed(message=f"{realm!r} is no realm: write the four letters or digits that follow pg- in the names")
     own = GpuRealm.current().realm
-    accounts: list[tuple[str, str]] = [
+    accounts = [
         (provider.value, account)
         for provider, names in registry.saved_accounts().items()
         for account in names or ([registry.DEFAULT_ACCOUNT] if provider is registry.ProviderName.LOCAL else [])
     ]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        listings = dict(zip(accounts, pool.map(_list, *zip(*accounts, strict=True)), strict=True))
-        unread = _unread(listings)
-        for trouble in unread:
-            log.warning("could not read %s", trouble)
-        found = _judged(listings, own, realm)
-        missing = _missing_credentials({f"{provider}/{account}" for provider, account in accounts})
-        for trouble in missing:
-            log.error("%s", trouble)
-        doomed = sorted((one for one in found if one.end_because), key=lambda one: -(one.price or 0.0))
-        for one in doomed:
-            log.info(
-                "%s %s on %s: %s",
-                "would terminate" if dry_run else "terminating",
-                one.name,
-                one.provider,
-                one.end_because,
-            )
-        if not dry_run:
-            ended = list(pool.map(_end, _by_account(doomed)))
-            doomed = [one for group in ended for one in group]
-    _settle_records(doomed if not dry_run else [])
+    listed_at = utc_now()
+    listings = _listings(accounts)
+    unread = _unread(listings)
+    for trouble in unread:
+        log.warning("could not read %s", trouble)
+    found = _judged(listings, own, realm)
+    doomed = sorted((one for one in found if one.end_because), key=lambda one: -(one.price or 0.0))
     live = len(found) - len(doomed)
+    for one in doomed:
+        said = "would terminate" if dry_run else "terminating"
+        log.info("%s %s on %s: %s", said, one.name, one.provider, one.end_because)
+    if not dry_run:
+        doomed = _ended(doomed)
+        _settle_records(doomed)
+    records = _newest_records()
+    missing = _missing_credentials(records, {f"{provider}/{account}" for provider, account in accounts})
+    for trouble in missing:
+        log.error("%s", trouble)
+    if not dry_run:
+        _settle_what_vanished(records, listings, own, listed_at)
     message = _message(doomed, live, unread, missing, dry_run)
     create_markdown_artifact(
         _markdown(message, found, doomed, unread + missing), key="reap", description="What the last reap found."
@@ -135,11 +144,27 @@ def reap(
     return Completed(message=message)
 
 
+def _listings(accounts: list[tuple[str, str]]) -> dict[tuple[str, str], Listing | str]:
+    """What each account lists, or why it could not be read; one that hangs holds up nobody."""
+    late = f"no answer within {LISTING_S:.0f} s"
+    answers = _at_once([partial(_list, *account) for account in accounts], LISTING_S)
+    return {account: late if answer is None else answer for account, answer in zip(accounts, answers, strict=True)}
+
+
 def _list(provider: str, account: str) -> Listing | str:
     try:
         return registry.library(provider).driver(account).list_instances("pg-")
     except ProviderError as trouble:
         return trouble.message
+    except Exception as bug:  # noqa: BLE001 - one broken driver must not keep the others' orphans alive
+        return f"its driver broke: {type(bug).__name__}"
+
+
+def _at_once(calls: list[Callable[[], T]], within_s: float) -> list[T | None]:
+    """What the calls return, None for those that take longer; their threads end with the process at the latest."""
+    deadline = time.monotonic() + within_s
+    running = [Aside(call) for call in calls]
+    return [one.result() if one.wait(max(0.0, deadline - time.monotonic())) else None for one in running]
 
 
 def _unread(listings: dict[tuple[str, str], Listing | str]) -> list[str]:
@@ -153,10 +178,10 @@ def _unread(listings: dict[tuple[str, str], Listing | str]) -> list[str]:
 
 
 def _judged(listings: dict[tuple[str, str], Listing | str], own: str, other: str | None) -> list[Found]:
-    """Everything under names that parse, each with the reason to end it or none."""
-    found: list[Found] = []
+    """All of our realm, and of another what ends, each once, with the reason to end it or none."""
+    found: dict[tuple[str, str], Found] = {}
+    runs: dict[UUID, tuple[FlowRun | None, Record | None]] = {}
     with SyncClientContext.get_or_create() as prefect:
-        runs: dict[UUID, tuple[FlowRun | None, Record]] = {}
         for (provider, account), listing in listings.items():
             if isinstance(listing, str):
                 continue
@@ -164,35 +189,48 @@ def _judged(listings: dict[tuple[str, str], Listing | str], own: str, other: str
                 lease = Lease.parse(name)
                 if lease is None:
                     continue
-                price = next((one.price for one in things if isinstance(one, Instance)), None)
                 if lease.realm == own:
                     if lease.run_id not in runs:
-                        runs[lease.run_id] = (_read_run(prefect.client, lease.run_id), Record.read(lease.run_id))
+                        runs[lease.run_id] = (_read_run(prefect.client, lease.run_id), _read_record(lease.run_id))
                     why = _why_end(lease, name, *runs[lease.run_id])
-                elif lease.realm == other:
-                    why = "its lease is over, and the operator named its realm" if lease.is_over else None
-                else:
-                    why = None
-                    if lease.is_over:
-                        get_run_logger().warning(
-                            "%s on %s (%s) is overdue but of realm %s: reap it with realm=%s",
-                            name,
-                            provider,
-                            account,
-                            lease.realm,
-                            lease.realm,
-                        )
-                found.append(
-                    Found(
-                        provider=provider,
-                        account=account,
-                        ids=tuple(one.id for one in things),
-                        name=name,
-                        price=price,
-                        end_because=why,
-                    )
+                elif (why := _why_end_foreign(lease, name, f"{provider} ({account})", other)) is None:
+                    continue
+                if (provider, name) in found and account != _account_of(runs.get(lease.run_id), name):
+                    continue  # two blocks hold credentials of one account: each instance counts once
+                found[provider, name] = Found(
+                    provider=provider,
+                    account=account,
+                    ids=tuple(one.id for one in things),
+                    name=name,
+                    price=next((one.price for one in things if isinstance(one, Instance)), None),
+                    end_because=why,
                 )
-    return found
+    return list(found.values())
+
+
+def _account_of(run: tuple[FlowRun | None, Record | None] | None, name: str) -> str | None:
+    record = run[1] if run else None
+    return next((one.account for one in record.attempts if one.name == name), None) if record else None
+
+
+def _why_end_foreign(lease: Lease, name: str, where: str, other: str | None) -> str | None:
+    if not lease.is_over:
+        return None
+    if lease.realm == other:
+        return "its lease is over, and the operator named its realm"
+    get_run_logger().warning(
+        "%s on %s is overdue but of realm %s: reap it with realm=%s", name, where, lease.realm, lease.realm
+    )
+    return None
+
+
+def _read_record(run_id: UUID) -> Record | None:
+    """A run's record, None where nobody can read it: then the run's state and its leases decide alone."""
+    try:
+        return Record.read(run_id)
+    except (ValueError, TypeError):
+        get_run_logger().warning("the record of run %s cannot be read", run_id)
+        return None
 
 
 def _by_name(listing: Listing) -> dict[str, list[Instance | Leftover]]:
@@ -202,7 +240,7 @@ def _by_name(listing: Listing) -> dict[str, list[Instance | Leftover]]:
     return things
 
 
-def _why_end(lease: Lease, name: str, run: FlowRun | None, record: Record) -> str | None:
+def _why_end(lease: Lease, name: str, run: FlowRun | None, record: Record | None) -> str | None:
     """Why an instance of our realm must end, in words; None while its run has a right to it."""
     if lease.is_over:
         return "its lease is over"
@@ -216,30 +254,114 @@ def _why_end(lease: Lease, name: str, run: FlowRun | None, record: Record) -> st
     if state.type is StateType.CANCELLING:
         since = (utc_now() - state.timestamp).total_seconds()
         return "its run is in Cancelling and nobody ends it" if since > CANCELLING_S else None
-    if state.type is StateType.SCHEDULED and run.deployment_id is None and run.run_count > 0:
+    is_retry = state.name == "AwaitingRetry"  # its process sleeps and goes on by itself
+    if state.type is StateType.SCHEDULED and run.deployment_id is None and run.run_count > 0 and not is_retry:
         return "its run has lost its deployment: nobody will take it up"
+    if record is None or not record.attempts:  # a flow of a user's own keeps none
+        return None
     line = next((one for one in record.attempts if one.name == name), None)
     if line is None:
-        # The record is written before the order; only a stale process or a lost database leaves none.
-        return "its run's record does not know it" if record.attempts else None
+        # It is written before the order, but a stale process may have written its own copy over the owner's: what bears the
+        # count of the execution that runs now is the owner's, and is on its next copy again.
+        return None if lease.run_count == run.run_count else "its run's record does not know it"
     if line.outcome in (ORDERED, CURRENT):
         return None
     return f"its run has done with it ({line.outcome})"
 
 
-def _missing_credentials(known: set[str]) -> list[str]:
-    """Accounts on which instances live by the records, but whose credentials are not saved any more."""
+def _newest_records() -> list[tuple[Record, datetime]]:
+    """The records that were written last, and when; those that nobody can read are passed over."""
     question = {"artifacts": {"key": {"like_": "attempts-%"}}, "sort": "UPDATED_DESC", "limit": 200}
     with SyncClientContext.get_or_create() as prefect:
         rows = prefect.client.request("POST", "/artifacts/latest/filter", json=question).json()
-    troubles: set[str] = set()
+    records: list[tuple[Record, datetime]] = []
     for row in rows:
-        for attempt in Record.parse(row["data"]):
+        with suppress(ValueError, TypeError):
+            run_id = UUID(row["key"].removeprefix("attempts-"))
+            records.append((Record(run_id, Record.parse(row["data"])), datetime.fromisoformat(row["updated"])))
+    return records
+
+
+def _missing_credentials(records: list[tuple[Record, datetime]], known: set[str]) -> list[str]:
+    """Accounts on which instances live by the records, but whose credentials are not saved any more."""
+    troubles: set[str] = set()
+    for record, _ in records:
+        for attempt in record.attempts:
             lease = Lease.parse(attempt.name)
             account = f"{attempt.provider}/{attempt.account}"
-            if attempt.may_cost and attempt.instance_id and lease and not lease.is_over and account not in known:
+            if not attempt.may_cost or not attempt.instance_id or lease is None or lease.is_over or account in known:
+                continue
+            if _needs_credentials(attempt.provider):
                 troubles.add(f"{attempt.name} may live on {account}, whose credentials are not saved: save them again")
     return sorted(troubles)
+
+
+def _needs_credentials(provider: str) -> bool:
+    try:
+        return registry.library(provider).credentials_class is not None
+    except ProviderError:
+        return True
+
+
+def _settle_what_vanished(
+    records: list[tuple[Record, datetime]],
+    listings: dict[tuple[str, str], Listing | str],
+    own: str,
+    listed_at: datetime,
+) -> None:
+    """Write off what ended runs owed and no complete list shows any more.
+
+    An order that was never answered stays owed until its lease is over: it may still appear.
+    """
+    for record, written_at in records:
+        vanished = [
+            attempt
+            for attempt in record.attempts
+            if attempt.may_cost and _is_absent(attempt, listings, own, (listed_at - written_at).total_seconds())
+        ]
+        with suppress(Exception):  # the next reap comes
+            if not vanished or not _has_no_owner(record.run_id):
+                continue
+            for attempt in vanished:
+                absence = Absence(is_gone=True, evidence="absent from the provider's own list")
+                settle(record, attempt, absence, costs_until=written_at)
+            record.write()
+
+
+def _is_absent(
+    attempt: Attempt, listings: dict[tuple[str, str], Listing | str], own: str, listed_after_s: float
+) -> bool:
+    lease = Lease.parse(attempt.name)
+    if lease is None or lease.realm != own or not (attempt.instance_id or lease.is_over):
+        return False
+    account = attempt.account if _needs_credentials(attempt.provider) else registry.DEFAULT_ACCOUNT
+    listing = listings.get((attempt.provider, account))
+    if listing is None or isinstance(listing, str) or not listing.is_complete:
+        return False
+    if attempt.name in _by_name(listing):
+        return False
+    return listed_after_s > registry.library(attempt.provider).capabilities.listing_lag_s
+
+
+def _has_no_owner(run_id: UUID) -> bool:
+    with SyncClientContext.get_or_create() as prefect:
+        run = _read_run(prefect.client, run_id)
+    return run is None or _is_over(run)
+
+
+def _ended(doomed: list[Found]) -> list[Found]:
+    """What came of ending them; an account that hangs or whose driver breaks leaves its own owed, and nobody else's."""
+    groups = _by_account(doomed)
+    answers = _at_once([partial(_end, group) for group in groups], CONFIRM_S + LISTING_S)
+    return [
+        one
+        for group, answer in zip(groups, answers, strict=True)
+        for one in answer or _owed(group, "it takes longer than this reap waits")
+    ]
+
+
+def _owed(group: list[Found], evidence: str) -> list[Found]:
+    return [one.model_copy(update={"came_of_it": f"owed: {evidence}"}) for one in group]
 
 
 def _by_account(doomed: list[Found]) -> list[list[Found]]:
@@ -254,7 +376,12 @@ def _end(group: list[Found]) -> list[Found]:
     library = registry.library(group[0].provider)
     ids = tuple(instance_id for one in group for instance_id in one.ids)
     names = frozenset(one.name for one in group)
-    absence = library.give_back("pg-", ids, group[0].account, names=names, within_s=CONFIRM_S)
+    try:
+        absence = library.give_back("pg-", ids, group[0].account, names=names, within_s=CONFIRM_S)
+    except ProviderError as trouble:
+        return _owed(group, trouble.message)
+    except Exception as bug:  # noqa: BLE001 - one broken driver must not keep the others' orphans alive
+        return _owed(group, f"its driver broke: {type(bug).__name__}")
     owed = set(absence.owed)
     return [
         one.model_copy(
@@ -267,18 +394,17 @@ def _end(group: list[Found]) -> list[Found]:
 def _settle_records(ended: list[Found]) -> None:
     for one in ended:
         lease = Lease.parse(one.name)
-        if lease is None:
-            continue
-        record = Record.read(lease.run_id)
-        line = next((attempt for attempt in record.attempts if attempt.name == one.name), None)
-        absence = Absence(is_gone=one.came_of_it.startswith("gone"), evidence=one.came_of_it, owed=one.ids)
-        if line is not None:
-            settle(record, line, absence)
-            record.write()
+        with suppress(Exception):  # what is not written now is seen by the next reap
+            record = Record.read(lease.run_id) if lease else None
+            line = next((attempt for attempt in record.attempts if attempt.name == one.name), None) if record else None
+            if record is not None and line is not None:
+                absence = Absence(is_gone=one.is_gone, evidence=one.came_of_it.partition(": ")[2], owed=one.ids)
+                settle(record, line, absence)
+                record.write()
 
 
 def _message(doomed: list[Found], live: int, unread: list[str], missing: list[str], dry_run: bool) -> str:
-    owed = sum(one.came_of_it.startswith("owed") for one in doomed)
+    owed = sum(not one.is_gone for one in doomed)
     if dry_run:
         text = f"would terminate {len(doomed)}, {live} live rightly"
     else:

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from prefect.context import SyncClientContext
+from pydantic import ConfigDict
 
 from flows.artifacts import publish
 from providers.core.contract import Billing
@@ -26,6 +27,8 @@ OWED: Final = "owed"  # a give-back that was not observed yet, or an order never
 
 class Attempt(Model):
     """One order under one name and what came of it. `outcome` is one of the constants above or an error's two words."""
+
+    model_config = ConfigDict(extra="ignore")  # a worker of a newer version may have written more
 
     attempt: int
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,10 @@ from prefect.results import get_default_result_storage, get_result_store
 
 
 class NotStored(Exception):
-    """Result storage did not take the log and the files; they stay on the worker, where the message says."""
+    """Result storage did not take the log and the files; they stay on the worker, where the message says.
+
+    No ProviderError: the next offer would not mend it, and the job is over.
+    """
 
 
 def place(run_id: UUID, attempt: int) -> str:
@@ -38,7 +41,14 @@ def kept(run_id: UUID, attempt: int) -> Generator[Path]:
         yield folder
         return
     folder = Path(tempfile.mkdtemp(prefix="prefect-gpu-"))
-    yield folder
+    try:
+        yield folder
+    except Exception:
+        if any(folder.iterdir()):  # half a log is worth keeping, and worth no second error
+            with suppress(Exception):
+                _put(storage, folder, where)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         _put(storage, folder, where)
     except Exception as trouble:

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -66,7 +67,7 @@ class Run:
         return self.ownership.why if self.ownership.is_lost else None
 
     def must_be_owner(self) -> None:
-        """Go on only with the server's word that the run is still this process's: asked before each create and give-back."""
+        """Go on only with the server's word that the run is still this process's: asked before each create."""
         deadline, said = time.monotonic() + API_PATIENCE_S, False
         while (standing := self.ownership.ask(within_s=10)) is Standing.UNKNOWN:
             if time.monotonic() > deadline:
@@ -75,6 +76,12 @@ class Run:
                 self.log.warning("Prefect's API does not answer: nothing is bought until it does")
                 said = True
         if standing is not Standing.OWNER:
+            raise Abort(f"the run is {self.ownership.why}")
+
+    def must_not_be_superseded(self) -> None:
+        """Go on unless the run is known not to be this process's: asked before a give-back, which waits for no API."""
+        self.ownership.ask(within_s=5)
+        if self.ownership.is_lost:
             raise Abort(f"the run is {self.ownership.why}")
 
     def accepted(self, instance: Instance) -> None:
@@ -107,11 +114,7 @@ class Run:
 
     def give_back(self, attempt: Attempt, *, confirm: bool = True, outcome: str = GONE, why: str = "") -> Absence:
         """Terminate what was ordered under the attempt's name and note what came of it; a plain function, no task."""
-        library = registry.library(attempt.provider)
-        ids = (attempt.instance_id,) if attempt.instance_id else ()
-        absence = library.give_back(
-            attempt.name, ids, attempt.account, attempt.ordered_at, confirm=confirm, within_s=None if confirm else 8.0
-        )
+        absence = end_attempt(attempt, confirm=confirm, within_s=None if confirm else 8.0)
         self.given_back(attempt, absence, outcome, why)
         return absence
 
@@ -136,14 +139,16 @@ class Run:
         is_signal = isinstance(sys.exception(), TerminationSignal)
         try:
             left = [one for one in self.record.attempts if one.may_cost and one.outcome != OWED]
-            if left or not self.record.is_written:
-                standing = self.ownership.ask(within_s=3)
-                if standing is not Standing.SUPERSEDED:
-                    for attempt in left:
-                        self.give_back(attempt, confirm=not is_signal)
-                    if not self.record.is_written and standing is not Standing.UNKNOWN:
-                        self.write_record()
-            if self.ownership.is_lost and not is_signal:
+            needs_word = bool(left) or is_signal or not self.record.is_written
+            standing = self.ownership.ask(within_s=3) if needs_word else None
+            is_superseded = standing is Standing.SUPERSEDED
+            if not is_superseded:
+                for attempt in left:
+                    self.give_back(attempt, confirm=not is_signal)
+                if not self.record.is_written and standing is not Standing.UNKNOWN:
+                    self.write_record()
+            # A signal must go on to Prefect, which ends the run; but the Crashed of a superseded process would end its successor's.
+            if is_superseded or (self.ownership.is_lost and not is_signal):
                 raise Abort(f"the run is {self.ownership.why}")
         finally:
             self.ownership.close()
@@ -207,11 +212,37 @@ def _settle_earlier_execution(run: Run) -> None:
         run.give_back(attempt)
 
 
-def settle(record: Record, attempt: Attempt, absence: Absence, outcome: str = GONE, why: str = "") -> None:
-    """Note on the record what came of giving an attempt's instance back, with its cost so far; not yet written."""
+def end_attempt(attempt: Attempt, *, confirm: bool = True, within_s: float | None = None) -> Absence:
+    """Give back what was ordered under an attempt's name; a plain function.
+
+    It never raises: whatever a provider, its driver or the account's block does, the next attempt's turn comes, and what could not
+    be done is owed.
+    """
+    ids = (attempt.instance_id,) if attempt.instance_id else ()
+    try:
+        return registry.library(attempt.provider).give_back(
+            attempt.name, ids, attempt.account, attempt.ordered_at, confirm=confirm, within_s=within_s
+        )
+    except Exception as trouble:  # noqa: BLE001 - see above
+        evidence = trouble.message if isinstance(trouble, ProviderError) else f"{type(trouble).__name__} in the driver"
+        return Absence(is_gone=False, evidence=evidence, owed=ids or (attempt.name,))
+
+
+def settle(
+    record: Record,
+    attempt: Attempt,
+    absence: Absence,
+    outcome: str = GONE,
+    why: str = "",
+    costs_until: datetime | None = None,
+) -> None:
+    """Note on the record what came of giving an attempt's instance back, with its cost until now or then; not yet written."""
     line = next(one for one in record.attempts if one.name == attempt.name)
     now = utc_now()
-    cost = cost_until(line, registry.library(line.provider).capabilities.billing, now)
+    try:
+        cost = cost_until(line, registry.library(line.provider).capabilities.billing, costs_until or now)
+    except ProviderError:  # this worker lacks the provider's extra
+        cost = line.cost
     if absence.is_gone:
         record.note(line, outcome=outcome, why=why, gone_at=now, cost=cost)
     else:

@@ -15,10 +15,10 @@ from flows.artifacts import publish
 from flows.asking import ask
 from flows.ranking import in_given_order, rank
 from flows.record import OWED, new_attempt
-from flows.run import Run, begin, flush_logs
+from flows.run import Run, begin, end_attempt, flush_logs
 from providers import account_of
 from providers.core import explain
-from providers.core.errors import ProviderError
+from providers.core.errors import InstanceFailed, ProviderError
 from providers.core.lease import MAX_ATTEMPT, Lease
 from providers.core.library import lease_deadline
 from providers.core.models import Instance, JobResult, Offer, utc_now
@@ -87,10 +87,10 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     if number > MAX_ATTEMPT:
         raise RuntimeError(f"{number} orders were sent in this run: start a new one")
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
-    deadline = lease_deadline(offer, library.capabilities, run.job)
-    lease = Lease(realm=run.realm, run_id=run.id, deadline=deadline, run_count=run.count, attempt=number)
     account_id = library.driver(account).account_id()
     run.must_be_owner()
+    deadline = lease_deadline(offer, library.capabilities, run.job)  # from now on, after any waiting
+    lease = Lease(realm=run.realm, run_id=run.id, deadline=deadline, run_count=run.count, attempt=number)
     attempt = run.record.open(new_attempt(number, lease.name, offer, account, account_id))
     try:
         instance = library.create_instance(
@@ -99,6 +99,9 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     except Owed as owed:
         run.record.note(attempt, outcome=OWED, why=owed.message)
         run.write_record()
+        raise
+    except InstanceFailed as failed:  # it was accepted: something may stand there, which `pass_over` gives back
+        run.record.note(attempt, why=failed.message)
         raise
     except ProviderError as refused:
         run.record.note(attempt, outcome=refused.short, why=refused.message, gone_at=utc_now(), cost=0.0)
@@ -131,11 +134,15 @@ def wait_ready(run: Run, offer: Offer, instance: Instance) -> Instance:
 
 
 def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
-    """The job, its output as it comes, its files; whatever it left is in result storage before the machine is given back."""
+    """The job, its output as it comes, its files; whatever it left is in result storage before the machine is given back.
+
+    A job that ended is never run again on the next offer: what could not be kept of it is said in its result.
+    """
     library, account = registry.library(offer.provider), account_of(run.account, offer.provider)
     run.say(story.step(5, "run", inputs.shown(run.command)))
     flush_logs()
-    attempt, began, result = run.record.attempts[-1].attempt, utc_now(), None
+    attempt, began = run.record.attempts[-1].attempt, utc_now()
+    result: JobResult | None = None
     try:
         with results.kept(run.id, attempt) as folder:
             result = library.run_job(
@@ -148,16 +155,16 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
                 account=account,
                 should_stop=run.stop_reason,
             )
-    except (
-        OSError,
-        results.NotStored,
-    ) as trouble:  # this worker's disk, or result storage: no other machine would help
-        said = f"its log and files could not be kept: {trouble}"
+        result = result.model_copy(update={"stored_under": results.place(run.id, attempt)})
+    except (OSError, results.NotStored) as trouble:  # this worker's disk, or its storage: no other machine would help
         lost = JobResult(exit_code=None, outcome="lost", started_at=began, ended_at=utc_now())
+        said = f"its log and files could not be kept: {trouble}"
         result = (result or lost).model_copy(update={"trouble": said})
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
     run.say(story.more(ended, result.duration_s))
-    return result.model_copy(update={"stored_under": results.place(run.id, attempt)})
+    if result.trouble:
+        run.log.error("%s", result.trouble)
+    return result
 
 
 # --- 6 ----------------------------------------------------------------------------------------------------------------
@@ -169,10 +176,13 @@ def give_back(run: Run) -> None:
     if attempt is None:
         return
     started = time.monotonic()
-    run.must_be_owner()
+    run.must_not_be_superseded()
     ids = (attempt.instance_id,) if attempt.instance_id else ()
     library = registry.library(attempt.provider)
-    absence = library.terminate_instance(attempt.name, ids, attempt.account, attempt.ordered_at)
+    try:
+        absence = library.terminate_instance(attempt.name, ids, attempt.account, attempt.ordered_at)
+    except Exception:  # noqa: BLE001 - the job's result is not lost over a task that Prefect or a driver broke
+        absence = end_attempt(attempt)
     run.given_back(attempt, absence)
     run.say(story.step(6, "give back", story.absence(absence), time.monotonic() - started))
 
@@ -186,7 +196,7 @@ def pass_over(run: Run, offer: Offer, failure: ProviderError) -> None:
     attempt = run.current
     if attempt is None:
         return  # the refusal is written with the next order's line, or at the end
-    run.must_be_owner()
+    run.must_not_be_superseded()
     run.give_back(attempt, outcome=failure.short, why=failure.message)
 
 
@@ -205,7 +215,7 @@ def not_found(run: Run) -> State[JobResult]:
     if not run.record.is_written:
         run.write_record()
     if run.failed:
-        message = story.none_served(run.requirements, run.failed)
+        message = story.none_served(run.requirements, run.failed, run.record.attempts)
     else:
         seen = [one.offer for one in run.ranked]
         message = explain.explain(run.requirements, [str(name) for name in run.providers], seen)

@@ -147,6 +147,8 @@ def result_markdown(message: str, result: JobResult | None, attempts: list[Attem
             f"| job | {duration(result.duration_s)} |",
             f"| output | {result.log_bytes:,} bytes |",
         ]
+        if result.trouble:
+            lines.append(f"| trouble | {_cell(result.trouble)} |")
         if result.stored_under:
             lines.append(f"| log and results | `{result.stored_under}` |")
         lines += [f"| file | `{name}` |" for name in result.outputs[:50]]
@@ -179,9 +181,14 @@ def failures(failed: list[tuple[Offer, ProviderError]]) -> str:
     return ", ".join(what if times == 1 else f"{what} {times} times" for what, times in count.items())
 
 
-def none_served(requirements: Requirements, failed: list[tuple[Offer, ProviderError]]) -> str:
+def none_served(requirements: Requirements, failed: list[tuple[Offer, ProviderError]], attempts: list[Attempt]) -> str:
     """`No H100:8: 3 offers tried (aws sold out 3 times).`"""
-    return f"No {explain.wanted(requirements)}: {counted(len(failed), 'offer')} tried ({failures(failed)})."
+    text = f"No {explain.wanted(requirements)}: {counted(len(failed), 'offer')} tried ({failures(failed)})."
+    if owed := sum(one.outcome == OWED for one in attempts):
+        text += (
+            f" {counted(owed, 'order')} owed: not seen gone yet, or never answered; reap watches until the lease ends."
+        )
+    return text
 
 
 def absence(seen: Absence) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from providers.core.aside import Stopped
-from providers.core.errors import AuthFailed, NoCapacity, ProviderError, RateLimited, Transient
+from providers.core.errors import AuthFailed, NoCapacity, ProviderError, RateLimited, Transient, Unconfirmed
 from providers.core.keys import derive
 from providers.core.lease import Lease, run_prefix
 from providers.core.models import LaunchSpec, Offer, Requirements, utc_now
@@ -135,6 +135,68 @@ def test_a_refusal_is_the_answer_and_is_not_asked_again() -> None:
     with pytest.raises(NoCapacity):
         place_order(driver, offer, spec(), clock=CloudClock(cloud))
     assert len(cloud.calls("create")) == 1
+
+
+def test_credentials_that_are_refused_while_an_answer_is_open_leave_the_name_owed() -> None:
+    cloud = cloud_of()
+    driver = reference(cloud)
+    offer, order = first_offer(driver), spec()
+    cloud.fault("create", "lost")
+
+    def refuse_from_now_on() -> None:
+        if cloud.alive():
+            cloud.fault("create", "bad credentials", times=None)
+
+    with pytest.raises(Owed):
+        place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
+    assert [one.name for one in cloud.alive()] == [order.name]
+    assert give_back(driver, order.name, within_s=10, clock=CloudClock(cloud)).is_gone
+
+
+def test_a_twin_that_cannot_be_ended_now_does_not_hide_the_order_that_was_found() -> None:
+    cloud = cloud_of(is_repeatable=False)
+    driver = reference(cloud, create_repeatable=None, listing_lag_s=60)
+    cloud.fault("create", "twice")
+    cloud.fault("create", "lost")
+    cloud.fault("terminate", "server error")
+    order = spec()
+    instance = place_order(driver, first_offer(driver), order, clock=CloudClock(cloud))
+    assert len(cloud.alive()) == 2
+    assert instance.id in {one.id for one in cloud.alive()}
+    assert give_back(driver, order.name, known_ids=(instance.id,), within_s=300, clock=CloudClock(cloud)).is_gone
+    assert cloud.alive() == []
+
+
+def test_an_order_that_a_signal_cut_off_is_looked_for_long_enough_to_arrive() -> None:
+    cloud = cloud_of(is_repeatable=False)
+    driver = reference(cloud)
+    order = spec()
+    cloud.fault("create", "late", seconds=1.5)
+    with pytest.raises(Unconfirmed):
+        driver.create_instance(first_offer(driver), order)
+    assert give_back(driver, order.name, within_s=10, clock=CloudClock(cloud)).is_gone
+    cloud.advance(60)
+    assert [one.status for one in cloud.orders()] == ["ended"]
+
+
+def test_without_time_to_confirm_an_open_order_is_looked_for_until_a_list_was_read() -> None:
+    cloud = cloud_of()
+    driver = reference(cloud)
+    order = spec()
+    driver.create_instance(first_offer(driver), order)
+    cloud.fault("list", "server error")
+    give_back(driver, order.name, within_s=8, confirm=False, clock=CloudClock(cloud))
+    assert cloud.alive() == []
+
+
+def test_of_many_only_what_is_still_there_is_owed() -> None:
+    cloud = cloud_of()
+    driver = reference(cloud)
+    offer = first_offer(driver)
+    cloud.fault("create", "never ends")
+    stays, goes = (driver.create_instance(offer, spec(attempt)) for attempt in (0, 1))
+    seen = give_back(driver, "pg-", known_ids=(stays.id, goes.id), within_s=5, clock=CloudClock(cloud))
+    assert seen.owed == (stays.id,)
 
 
 def test_who_must_stop_orders_nothing() -> None:

@@ -112,6 +112,26 @@ def test_what_was_lost_is_never_won_back(server: Server) -> None:
     claim.close()
 
 
+def test_a_run_that_was_paused_and_resumed_in_the_ui_is_still_this_process_s(server: Server) -> None:
+    """The server then makes a RUNNING state of its own and counts no further run."""
+    claim = owned(server)
+    server.answer = run(StateType.PAUSED, "Paused")
+    assert claim.ask(within_s=5) is Standing.OWNER
+    server.answer = run(StateType.RUNNING)
+    assert claim.ask(within_s=5) is Standing.OWNER
+    assert claim.ask(within_s=5) is Standing.OWNER
+    server.answer = run(StateType.RUNNING, count=2)
+    assert claim.ask(within_s=5) is Standing.SUPERSEDED
+    claim.close()
+
+
+def test_a_process_without_a_token_takes_none_of_a_run_that_is_not_running(server: Server) -> None:
+    server.answer = run(StateType.CANCELLING)
+    claim = Ownership(uuid4(), 1, every_s=0.05).start()
+    assert claim.ask(within_s=0.5) is Standing.ENDED
+    claim.close()
+
+
 def test_an_outage_does_not_become_a_busy_loop(server: Server) -> None:
     readings = 0
 

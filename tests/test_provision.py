@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from flows import steps
 from flows.provision import provision
 from flows.record import Record
 from providers.core.contract import Billing
+from providers.core.errors import InstanceFailed
 from providers.core.library import TaskLibrary
 from providers.core.models import Job, Offer, Requirements, Spot
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
@@ -193,6 +195,45 @@ def test_a_provider_that_does_not_answer_is_named_and_holds_up_nobody(rented: Re
     assert "did not answer: the reference cloud refused catalog" in rented.artifact("offers")
 
 
+def test_a_driver_that_breaks_over_a_reply_is_that_provider_s_trouble_alone(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: Requirements) -> Any:
+        raise KeyError("gpu_description")
+
+    monkeypatch.setattr(rented.libraries["alpha"].driver(), "fetch_offers", breaks)
+    assert rented.run().startswith("exit 0 in ")
+    assert len(rented["beta"].orders()) == 1
+    assert "did not answer: its driver broke: KeyError" in rented.artifact("offers")
+
+
+def test_orders_that_were_never_answered_are_said_in_the_final_message(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, library in rented.libraries.items():
+        library.capabilities = library.capabilities.model_copy(update={"create_repeatable": None})
+        monkeypatch.setattr(library.driver(), "capabilities", library.capabilities)
+        rented[name].fault("create", "server error", times=None)
+    message = rented.run(requirements=Requirements(cpu=100))
+    assert "6 orders owed: not seen gone yet, or never answered; reap watches until the lease ends." in message
+    assert "()" not in message
+
+
+def test_the_way_onto_a_machine_needs_no_answer_of_prefect_s_once_the_order_is_made(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blocks.realm import GpuRealm
+
+    library = rented.libraries["alpha"]
+    library._master_secret()
+
+    def down(_: type[GpuRealm]) -> GpuRealm:
+        raise ConnectionError
+
+    monkeypatch.setattr(GpuRealm, "current", classmethod(down))
+    assert len(library._master_secret()) == 32
+
+
 def test_given_order_tries_providers_as_they_are_listed_and_shows_them_so(
     rented: Rented, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +283,7 @@ def test_spot_is_only_taken_when_asked_for(rented: Rented) -> None:
         ({"job": Job(files=("nowhere.txt",))}, "there is no 'nowhere.txt'"),
         ({"job": Job(outputs=("../../etc/passwd",))}, "leaves the job's directory"),
         ({"job": Job(outputs=("/etc/passwd",))}, "leaves the job's directory"),
+        ({"job": Job(timeout_s=10**15)}, "timeout_s is 1000000000000000: write at most"),
         ({"job": Job(working_directory="..")}, "leaves the job's directory"),
         ({"job": Job(env={"1X": "y"})}, "no name of an environment variable"),
         ({"job": Job(secrets={"TOKEN": "not-saved"})}, "no Secret block is saved as 'not-saved'"),
@@ -267,6 +309,54 @@ def test_a_give_back_that_shows_no_effect_is_said_and_stays_on_the_record(
     assert "NOT seen gone yet" in rented.run()
     assert [one.outcome for one in rented.record.attempts] == ["owed"]
     rented["alpha"].mend()
+
+
+def test_a_job_whose_log_result_storage_refuses_is_not_run_again_and_says_where_the_log_is(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from prefect.filesystems import RemoteFileSystem
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    full = RemoteFileSystem(basepath=f"memory://{tmp_path.name}")
+    monkeypatch.setattr("flows.results._put", refuse)
+    monkeypatch.setattr("flows.results.get_result_store", lambda: type("Store", (), {"result_storage": full}))
+    message = rented.run("echo kept")
+    assert "result storage did not take the job's log and files (OSError): they are in " in message
+    assert message.startswith("exit 0 in ")
+    assert rented.state.is_failed()
+    assert (Path(message.partition("they are in ")[2].partition(")")[0]) / "job.log").read_text() == "kept\n"
+    assert len(rented["alpha"].orders()) == 1
+    assert rented["beta"].orders() == []
+    rented.assert_nothing_is_left()
+
+
+def test_a_job_whose_files_cannot_be_brought_back_is_not_run_again(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise InstanceFailed("the machine does not list the job's files")
+
+    monkeypatch.setattr("providers.core.files.download", fails)
+    message = rented.run(job=Job(outputs=("out/",)))
+    assert "its files were not brought back: the machine does not list" in message
+    assert rented.state.is_failed()
+    assert rented.result.exit_code == 0
+    assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+
+
+def test_a_full_disk_under_the_log_is_said_and_nothing_is_left(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("providers.core.jobs.Machine.run", full)
+    message = rented.run()
+    assert message.startswith("lost in ")
+    assert "the worker cannot keep the job's log in " in message
+    assert "No space left on device" in message
+    assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+    rented.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize("step", ["create_instance", "wait_ready", "run_job", "give_back"])
@@ -295,37 +385,6 @@ def test_a_job_whose_machine_is_taken_back_is_lost_with_the_providers_reason_and
     rented.assert_nothing_is_left()
 
 
-def test_a_job_that_ran_is_not_run_again_when_its_files_cannot_be_brought_back(
-    rented: Rented, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from providers.core import files
-    from providers.core.errors import InstanceFailed
-
-    def breaks(*_: Any) -> None:
-        raise InstanceFailed("the machine does not list the job's files")
-
-    monkeypatch.setattr(files, "download", breaks)
-    message = rented.run("true", job=Job(outputs=("out/",)))
-    assert "its files could not be brought back: the machine does not list" in message
-    assert rented.state.is_failed()
-    assert len(rented["alpha"].orders()) == 1
-
-
-def test_a_full_disk_of_the_worker_is_told_in_a_sentence_and_no_other_machine_is_rented(
-    rented: Rented, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from providers.core.jobs import Machine
-
-    def no_room(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Machine, "run", no_room)
-    message = rented.run("true")
-    assert "could not be kept: [Errno 28] No space left on device" in message
-    assert len(rented["alpha"].orders()) == 1
-    rented.assert_nothing_is_left()
-
-
 def test_no_secret_is_in_the_log_the_artifacts_or_the_result(rented: Rented) -> None:
     from prefect.blocks.system import Secret
 
@@ -338,6 +397,57 @@ def test_no_secret_is_in_the_log_the_artifacts_or_the_result(rented: Rented) -> 
         logs = client.request("POST", "/logs/filter", json=question).text
     stored = rented.artifact("offers") + rented.artifact(f"result-{rented.run_id}")
     assert "hunter2" not in run + logs + stored + json.dumps(rented.result.model_dump(mode="json"))
+
+
+def test_the_api_being_down_holds_up_no_give_back(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the job has ended the machine costs for nothing: the answer of Prefect's API is not waited for."""
+    from flows.ownership import Ownership, Standing
+
+    original, asked = Ownership.ask, []
+
+    def ask(self: Ownership, within_s: float) -> Standing:
+        asked.append(within_s)
+        return (
+            original(self, within_s) if len(asked) == 1 else Standing.UNKNOWN
+        )  # the first one stands before the create
+
+    monkeypatch.setattr(Ownership, "ask", ask)
+    monkeypatch.setattr("flows.run.API_PATIENCE_S", 60.0)
+    before = time.monotonic()
+    assert rented.run().startswith("exit 0 in ")
+    assert time.monotonic() - before < 30
+    assert len(asked) >= 2
+    rented.assert_nothing_is_left()
+
+
+def test_a_driver_that_breaks_while_giving_back_leaves_the_name_owed_and_said(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: str) -> None:
+        raise KeyError("no such field")
+
+    rented["alpha"].fault("create", "fails at boot")
+    monkeypatch.setattr(rented.libraries["alpha"].driver(), "terminate_instance", breaks)
+    message = rented.run()
+    assert message.startswith("exit 0 in ")
+    assert "NOT seen gone yet, reap goes on" in message
+    assert [(one.outcome, one.why) for one in rented.record.attempts] == [("owed", "KeyError in the driver")] * 2
+
+
+def test_what_an_order_that_failed_at_once_may_have_left_is_given_back(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = rented.libraries["alpha"].driver()
+    original = driver.create_instance
+
+    def create(offer: Offer, spec: Any) -> Any:
+        original(offer, spec)
+        raise InstanceFailed("the image cannot be pulled")
+
+    monkeypatch.setattr(driver, "create_instance", create)
+    assert "alpha boot failed 3 times" in rented.run()
+    assert [one.outcome for one in rented.record.attempts] == ["boot failed"] * 3 + ["gone"]
+    rented.assert_nothing_is_left()
 
 
 def test_the_cost_counts_from_the_order_to_the_seen_absence_failed_attempts_included(rented: Rented) -> None:

@@ -243,7 +243,12 @@ class Machine:
                 if stop.reason != "cancelled":
                     return None
                 ended = self._cancel_and_drain(job, log_path, sink, began)
-            except LinkLost:
+            except (
+                LinkLost,
+                HostKeyMismatch,
+            ) as gone:  # the job was or may be started: no error, or it would be run again
+                if on_link is not None:
+                    on_link(gone.message)
                 ended = Ended("lost", None, began, utc_now(), log.tell())
         if ended.outcome == "lost":
             with contextlib.suppress(Transient, AuthFailed, Stopped):

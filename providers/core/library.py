@@ -94,6 +94,7 @@ class TaskLibrary(Generic[C]):
         self._drivers: dict[str, Provider[C]] = {}
         self._machines: dict[str, Machine] = {}
         self._first_use: FirstUse | None = None
+        self._secret: bytes | None = None
         self._lock = threading.Lock()
 
         # No tags: for a task with tags Prefect asks the API for a concurrency limit each time, 30 ms and more.
@@ -140,7 +141,7 @@ class TaskLibrary(Generic[C]):
             raise InstanceFailed(f"{instance.name} has no SSH endpoint")
         with self._lock:
             first_use = self._first_use = self._first_use or FirstUse()
-        secret = GpuRealm.current().secret_bytes()
+        secret = self._master_secret()
         host_key = instance.ssh.host_key
         if host_key is None and self.capabilities.host_key == "placed":
             host_key = keys.derive(secret, instance.name, "host").public
@@ -167,6 +168,13 @@ class TaskLibrary(Generic[C]):
         if machine is not None:
             machine.close()
 
+    def _master_secret(self) -> bytes:
+        # Asked for once a process: a link that is lost while Prefect's API is down too is mended all the same.
+        with self._lock:
+            if self._secret is None:
+                self._secret = GpuRealm.current().secret_bytes()
+            return self._secret
+
     def _wrap(self, job: JobSpec) -> Wrap | None:
         return images.in_docker(job) if job.image and self.capabilities.images == "docker" else None
 
@@ -183,8 +191,7 @@ class TaskLibrary(Generic[C]):
         job, requirements = job or Job(), requirements or Requirements()
         if job.image and self.capabilities.images == "none":
             raise Unsupported(f"{self.name} runs no container images: leave job.image empty or choose another provider")
-        realm = GpuRealm.current()
-        secret = realm.secret_bytes()
+        secret = self._master_secret()
         native = self.capabilities.images == "native"
         return LaunchSpec(
             name=lease.name,

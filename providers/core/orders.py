@@ -5,6 +5,7 @@
 | create | RateLimited | certainly not carried out: the same order again after `retry_after_s` |
 | create | Transient (nothing was sent) | the same order again, a few times |
 | create | Unconfirmed, name is a key | the identical order again until the answer is definite or the boot deadline is over |
+| create | AuthFailed after a lost answer | says nothing of the order that is open: the name is owed |
 | create | Unconfirmed, name is no key | list until `listing_lag_s` after giving up; seen: it is ours; unseen: the name is owed |
 | terminate | returns | done only when absence was observed: by a final state, or two complete listings `listing_lag_s` apart |
 | terminate | Transient, RateLimited | again until the time given is over; then it is owed |
@@ -14,18 +15,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from providers.core.aside import Stopped, never
 from providers.core.contract import Provider
-from providers.core.errors import NotFound, ProviderError, RateLimited, Transient, Unconfirmed
+from providers.core.errors import AuthFailed, NotFound, ProviderError, RateLimited, Transient, Unconfirmed
 from providers.core.lease import Lease
 from providers.core.models import Instance, LaunchSpec, Model, Offer, utc_now
 
 ORDER_RESENDS = 3  # after RateLimited or Transient; more waiting is the next offer's time
 POLL_S = 5.0  # between two listings, at most
 ASK_AGAIN_S = 30.0  # a terminate that shows no effect is sent again
+_IN_FLIGHT_S = 2.0  # an order that a signal cut off may still reach a provider whose listings do not lag
 _FIRST_WAIT_S = 0.05
 
 
@@ -81,6 +84,8 @@ def place_order(
                 raise
             if isinstance(failure, RateLimited) and failure.retry_after_s is not None:
                 wait = max(wait, failure.retry_after_s)
+        except AuthFailed as refused:
+            raise (Owed(refused.message, code=refused.code) if is_open else refused) from None
         _pause(wait, should_stop, clock)
         wait = min(wait * 2, 30.0)
 
@@ -108,7 +113,8 @@ def keep_one(driver: Provider[Any], found: tuple[Instance, ...], recorded_id: st
         kept = min(found, key=lambda one: (one.created_at is None, one.created_at or utc_now(), one.id))
     for other in found:
         if other.id != kept.id:
-            driver.terminate_instance(other.id)
+            with suppress(ProviderError):  # the order stands; what stays is given back with its name
+                driver.terminate_instance(other.id)
     return kept
 
 
@@ -140,12 +146,14 @@ def give_back(
     clock = clock or Clock()
     end = clock.now() + within_s
     pending, asked = set(known_ids), dict[str, float]()
+    is_in_flight = not known_ids  # perhaps: no machine of this order was ever seen
     empty_since: float | None = None
     wait = _FIRST_WAIT_S
     while True:
         trouble = _ask(driver, pending, asked, clock.now())
         looked_at = clock.now()
-        costing, unread = _look(driver, prefix, names)
+        machines, costing, unread = _look(driver, prefix, names)
+        is_in_flight = is_in_flight and not machines
         if costing - pending:
             pending |= costing
             wait = _FIRST_WAIT_S
@@ -157,14 +165,16 @@ def give_back(
         elif not trouble:
             if empty_since is None:
                 empty_since = looked_at
-            evidence = _absence(driver, pending, ordered_at, looked_at - empty_since)
-            if evidence:
+            empty_for_s = looked_at - empty_since
+            evidence = _absence(driver, pending, ordered_at, empty_for_s)
+            if evidence and not (is_in_flight and empty_for_s < _IN_FLIGHT_S):
                 return Absence(is_gone=True, evidence=evidence)
             trouble = "absent from one list; the provider's listing lag is not over"
-        if not confirm and not (pending - asked.keys()):
+        if not confirm and not (pending - asked.keys()) and (pending or not unread):
             return Absence(is_gone=False, evidence="asked for, not yet confirmed", owed=tuple(sorted(pending)))
         if clock.now() + wait > end:
-            return Absence(is_gone=False, evidence=trouble, owed=tuple(sorted(pending)))
+            is_proof = costing and not unread and driver.capabilities.listing_lag_s <= 0
+            return Absence(is_gone=False, evidence=trouble, owed=tuple(sorted(costing if is_proof else pending)))
         clock.sleep(wait)
         wait = min(wait * 1.5, POLL_S)
 
@@ -186,16 +196,17 @@ def _ask(driver: Provider[Any], pending: set[str], asked: dict[str, float], now:
     return trouble
 
 
-def _look(driver: Provider[Any], prefix: str, names: frozenset[str] | None) -> tuple[set[str], str]:
-    """The ids under the prefix (and of these names) that may cost money, and which scopes could not be read."""
+def _look(driver: Provider[Any], prefix: str, names: frozenset[str] | None) -> tuple[set[str], set[str], str]:
+    """The ids of machines, and of all that may cost money, under the prefix and of these names; which scopes could not be read."""
     try:
         listing = driver.list_instances(prefix)
     except ProviderError as failure:
-        return set(), failure.message
-    alive = [*(one for one in listing.instances if not one.state.is_final), *listing.leftovers]
-    costing = {one.id for one in alive if names is None or one.name in names}
+        return set(), set(), failure.message
+    alive = [one for one in listing.instances if not one.state.is_final]
+    machines = {one.id for one in alive if names is None or one.name in names}
+    costing = machines | {one.id for one in listing.leftovers if names is None or one.name in names}
     unread = ", ".join(f"{unread.scope} ({unread.reason})" for unread in listing.incomplete)
-    return costing, f"could not read {unread}" if unread else ""
+    return machines, costing, f"could not read {unread}" if unread else ""
 
 
 def _absence(driver: Provider[Any], ids: set[str], ordered_at: datetime | None, empty_for_s: float) -> str | None:

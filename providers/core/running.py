@@ -82,11 +82,13 @@ def run_on(
     warn = get_run_logger().warning
     watch = Watch(machine, gone, should_stop)
     began = utc_now()
-    with joblog.posting(path) as log:
-        try:
+    try:
+        with joblog.posting(path) as log:
             result = machine.run(spec, path, log.output, watch, on_link=warn)
-        except HostKeyMismatch as alarm:
-            result = _lost(began, path, alarm.message)
+    except HostKeyMismatch as alarm:
+        return _lost(began, path, alarm.message)
+    except OSError as full:
+        return _lost(began, path, f"the worker cannot keep the job's log in {folder}: {full.strerror}")
     if result is None:
         if watch.gone is None:
             raise Stopped(should_stop() or "stopped")
@@ -99,7 +101,11 @@ def run_on(
     except (ProviderError, Stopped) as trouble:
         if (reason := should_stop()) is not None:
             raise Stopped(reason) from trouble
-        return result.model_copy(update={"trouble": f"its files could not be brought back: {trouble}"})
+        return result.model_copy(update={"trouble": f"its files were not brought back: {trouble}"})
+    except OSError as full:
+        return result.model_copy(
+            update={"trouble": f"its files could not be written to {folder} on the worker: {full.strerror}"}
+        )
     for pattern in brought.missing:
         warn("the job left nothing that %s matches", pattern)
     return result.model_copy(update={"outputs": brought.paths})
