@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.server
 import inspect
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import asyncssh
 import botocore.exceptions as boto_errors
+import botocore.session
 import pytest
 import yaml
 from botocore.parsers import ResponseParserError
@@ -60,6 +62,14 @@ from tests.fakes.aws import ACCOUNT, IMAGES, AwsCloud, priced_offers
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 AWS_ATTEMPTS = 3  # boto3 sends a read so often before it gives up
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models_of_services_are_read_once() -> Iterator[None]:
+    """Each test's driver has a boto3 session of its own, which would read EC2's 5 MB of descriptions again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        yield
 
 
 @pytest.fixture(scope="module")
