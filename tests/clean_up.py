@@ -1,0 +1,90 @@
+"""What the clean-up tests of a provider share: however a run on a real server and worker ends, nothing of it stays there.
+
+A provider's module gives four fixtures: `stack` with the provider's block saved as `default`, `provision` (a deployment's id),
+`asked` (parameters of its runs) and `left`, which reads from the provider's own books what stands there. Its class derives from
+`CleanUp`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from tests.stack import ROOT, Stack, wait_until
+
+AFTER_END_S = 15.0  # after a normal end or a cancel
+AFTER_KILL_S = 60.0
+
+Left = Callable[[], list[str]]
+Asked = dict[str, Any]
+
+
+def gone_within(left: Left, seconds: float, since: float) -> None:
+    remaining = max(1.0, seconds - (time.monotonic() - since))
+    wait_until(lambda: left() == [], remaining, "nothing left there", lambda: ", ".join(left()))
+
+
+def start_long_job(stack: Stack, provision: UUID, asked: Asked, left: Left) -> UUID:
+    run_id = stack.run(provision, command="echo started; sleep 300", **asked)
+    stack.wait_for_log(run_id, "started")
+    assert left() != []
+    return run_id
+
+
+def cancel(stack: Stack, run_id: UUID) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "prefect", "flow-run", "cancel", str(run_id)],
+        cwd=ROOT,
+        env=stack.env,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+class CleanUp:
+    """The ends of a run that every provider must survive without leaving anything."""
+
+    def test_after_exit_3_the_run_is_failed_and_nothing_is_left(
+        self, stack: Stack, provision: UUID, asked: Asked, left: Left
+    ) -> None:
+        run_id = stack.run(provision, command="exit 3", **asked)
+        stack.wait_for_state(run_id, "Failed")
+        assert left() == []
+        assert stack.message(run_id).startswith("exit 3 in ")
+
+    def test_after_a_cancel_nothing_is_left_within_15_s(
+        self, stack: Stack, provision: UUID, asked: Asked, left: Left
+    ) -> None:
+        run_id = start_long_job(stack, provision, asked, left)
+        cancel(stack, run_id)
+        gone_within(left, AFTER_END_S, time.monotonic())
+        stack.wait_for_state(run_id, "Cancelled")
+
+    def test_after_kill_9_of_the_flow_process_nothing_is_left_within_60_s(
+        self, stack: Stack, provision: UUID, asked: Asked, left: Left
+    ) -> None:
+        run_id = start_long_job(stack, provision, asked, left)
+        os.kill(stack.flow_process(run_id), signal.SIGKILL)
+        gone_within(left, AFTER_KILL_S, time.monotonic())
+        stack.wait_for_state(run_id, "Crashed")
+
+    def test_reap_gives_back_what_a_deleted_run_holds_whose_process_does_nothing(
+        self, stack: Stack, provision: UUID, asked: Asked, left: Left
+    ) -> None:
+        run_id = start_long_job(stack, provision, asked, left)
+        process = stack.flow_process(run_id)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            stack.client.delete(f"/flow_runs/{run_id}").raise_for_status()
+            reaping = stack.run(stack.deploy("flows.reap.reap", "reap"))
+            stack.wait_for_state(reaping, "Completed")
+            gone_within(left, AFTER_END_S, time.monotonic())
+        finally:
+            os.kill(process, signal.SIGKILL)
