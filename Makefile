@@ -53,7 +53,7 @@ test: ## the tests; ONLY=expression picks some
 	$(prepare) requirements-dev.lock && exec .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup $(if $(ONLY),-k '$(ONLY)')
 
 check: ## format, lint, types
-	$(prepare) requirements-dev.lock && .venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/pyright
+	$(prepare) requirements-dev.lock && .venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: ## the figures and their targets, and build/bench.json; ONLY=catalog runs one group
 	$(prepare) requirements-dev.lock && exec .venv/bin/python -m tests.bench $(ONLY)
