@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, a file's tests stay in one process, which has its fixtures; the cluster and real servers are had one by one."""
     for item in items:
