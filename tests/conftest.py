@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Side by side, a file's tests stay in one process, which has its fixtures; the cluster and real servers are had one by one."""
-    for item in items:
-        is_heavy = item.get_closest_marker("kubernetes") or item.get_closest_marker("server")
-        group = "cluster and servers" if is_heavy else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster and servers" if _is_heavy(file) else file
+
+    return ByFile(config, log)
+
+
+@functools.cache
+def _is_heavy(file: str) -> bool:
+    text = (Path(__file__).parents[1] / file).read_text()
+    return "pytest.mark.server" in text or "pytest.mark.kubernetes" in text
 
 
 @pytest.fixture(scope="session")
