@@ -15,6 +15,7 @@ from providers.core.gpus import parse_gpu
 from providers.core.models import Job, Requirements
 
 MAX_TIMEOUT_S: Final = 365 * 24 * 3600
+MAX_WORD_BYTES: Final = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN, of one word of a command or one variable
 
 
 class Refused(ValueError):
@@ -28,6 +29,10 @@ def checked_command(command: str | list[str]) -> str | tuple[str, ...]:
         raise Refused("the command is empty: write what to run, for example 'python train.py'")
     if any("\0" in word for word in words):
         raise Refused("the command holds a NUL byte: no shell takes one")
+    if any(len(word.encode()) > MAX_WORD_BYTES for word in words):
+        raise Refused(
+            "the command is longer than 128 KB, more than Linux takes: upload a script in job.files and run that"
+        )
     return command if isinstance(command, str) else tuple(command)
 
 
@@ -55,19 +60,26 @@ def checked_job(job: Job, directory: Path) -> Job:
             raise Refused(f"there is no {path!r} in {directory}: files are paths in the worker's working directory")
     if job.timeout_s > MAX_TIMEOUT_S:
         raise Refused(f"timeout_s is {job.timeout_s}: write at most {MAX_TIMEOUT_S} seconds, a year")
-    for name in (*job.env, *job.secrets):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise Refused(f"{name!r} is no name of an environment variable: use letters, digits and _")
-    if twice := job.env.keys() & job.secrets.keys():
-        raise Refused(f"{min(twice)} stands in env and in secrets: write it once")
+    _refuse_bad_variables(job)
     if job.code is not None:
         try:
             git.parse(job.code)
         except InvalidRequest as unclear:
             raise Refused(unclear.message) from unclear
+    return job
+
+
+def _refuse_bad_variables(job: Job) -> None:
+    for name in (*job.env, *job.secrets):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise Refused(f"{name!r} is no name of an environment variable: use letters, digits and _")
+    for name, value in job.env.items():
+        if len(name) + len(value.encode()) + 1 > MAX_WORD_BYTES:
+            raise Refused(f"the environment variable {name} is longer than 128 KB: upload a file instead")
+    if twice := job.env.keys() & job.secrets.keys():
+        raise Refused(f"{min(twice)} stands in env and in secrets: write it once")
     if any("\0" in value for value in job.env.values()):
         raise Refused("a value in env holds a NUL byte: no environment takes one")
-    return job
 
 
 def checked_providers(

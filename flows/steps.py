@@ -204,7 +204,7 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
     """The final state: its message tells the story, its data is the result, an exit code other than 0 is Failed."""
     message = story.final_message(result, run.record.attempts, run.failed)
     _publish_offers(run)
-    publish(f"result-{run.id}", "markdown", story.result_markdown(message, result, run.record.attempts), run.id)
+    _publish(run, f"result-{run.id}", story.result_markdown(message, result, run.record.attempts), "How the run ended.")
     is_good = result.outcome == "exited" and result.exit_code == 0 and not result.trouble
     made: Any = Completed if is_good else Failed
     return made(message=message, data=result)
@@ -226,4 +226,11 @@ def not_found(run: Run) -> State[JobResult]:
 
 def _publish_offers(run: Run) -> None:
     text = story.offers_markdown(run.requirements, run.ranked, run.record.attempts, run.failed, run.troubles)
-    publish("offers", "markdown", text, run.id, "The offers in the order they are tried, and what came of each.")
+    _publish(run, "offers", text, "The offers in the order they are tried, and what came of each.")
+
+
+def _publish(run: Run, key: str, text: str, description: str) -> None:
+    try:
+        publish(key, "markdown", text, run.id, description)
+    except Exception as trouble:  # noqa: BLE001 - a job that ended well has not failed because a page about it is missing
+        run.log.warning("the artifact %s could not be written: %s", key, type(trouble).__name__)

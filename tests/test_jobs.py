@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from providers.core import jobs
 from providers.core.aside import Stopped
 from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from providers.core.jobs import Machine, Wrap
@@ -412,3 +413,9 @@ def test_busybox_is_enough(server: Server, tmp_path: Path) -> None:
     result = run(machine, job("echo up; sleep 600", timeout_s=1), tmp_path / "log2")
     assert result.outcome == "timed out"
     machine.close()
+
+
+def test_a_job_that_never_started_took_no_time() -> None:
+    """Its supervisor reports 0 for the start, and the machine's uptime for the end."""
+    ended = jobs._ended("- lost 1795549200 0 7766.5 0\n")
+    assert (ended.outcome, ended.ended_at) == ("lost", ended.started_at)

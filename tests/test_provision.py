@@ -18,7 +18,7 @@ from flows import steps
 from flows.provision import provision
 from flows.record import Record
 from providers.core.contract import Billing
-from providers.core.errors import InstanceFailed
+from providers.core.errors import AuthFailed, InstanceFailed
 from providers.core.library import TaskLibrary
 from providers.core.models import Job, Offer, Requirements, Spot
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
@@ -207,6 +207,19 @@ def test_a_driver_that_breaks_over_a_reply_is_that_provider_s_trouble_alone(
     assert "did not answer: its driver broke: KeyError" in rented.artifact("offers")
 
 
+def test_the_words_of_who_refused_stand_in_the_final_message(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise AuthFailed("the token is over: make a new one")
+
+    for library in rented.libraries.values():
+        monkeypatch.setattr(library.driver(), "account_id", refuse)
+    message = rented.run(requirements=Requirements(cpu=100))
+    assert message == (
+        "No machine: 2 offers tried (alpha credentials refused, beta credentials refused)."
+        " alpha: the token is over: make a new one. beta: the token is over: make a new one."
+    )
+
+
 def test_orders_that_were_never_answered_are_said_in_the_final_message(
     rented: Rented, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +291,8 @@ def test_spot_is_only_taken_when_asked_for(rented: Rented) -> None:
     [
         ({"command": "  "}, "the command is empty"),
         ({"command": []}, "the command is empty"),
+        ({"command": "x" * 200_000}, "the command is longer than 128 KB"),
+        ({"job": Job(env={"A": "y" * 200_000})}, "the environment variable A is longer than 128 KB"),
         ({"gpu": "H1OO:8"}, "did you mean H100"),
         ({"max_price": -1.0}, "max_price is -1"),
         ({"job": Job(files=("nowhere.txt",))}, "there is no 'nowhere.txt'"),
@@ -344,6 +359,17 @@ def test_a_job_whose_files_cannot_be_brought_back_is_not_run_again(
     assert rented.state.is_failed()
     assert rented.result.exit_code == 0
     assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+
+
+def test_a_page_that_cannot_be_written_turns_no_good_end_into_a_failure(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: Any, **__: Any) -> Any:
+        raise ConnectionError
+
+    monkeypatch.setattr(steps, "publish", down)
+    assert rented.run().startswith("exit 0 in ")
+    assert rented.state.is_completed()
 
 
 def test_a_full_disk_under_the_log_is_said_and_nothing_is_left(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:

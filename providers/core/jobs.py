@@ -375,7 +375,8 @@ def _ended(report: str) -> Ended:
     code, outcome, clock, up_start, up_end, size = fields
     started = datetime.fromtimestamp(float(clock), UTC) if float(clock) else utc_now()
     # The start by our clock, the length by the machine's: its calendar may be wrong.
-    ended = started + timedelta(seconds=max(0.0, float(up_end) - float(up_start)))
+    seconds = float(up_end) - float(up_start) if float(up_start) else 0.0  # 0: it never started
+    ended = started + timedelta(seconds=max(0.0, seconds))
     name = _OUTCOMES[outcome]
     return Ended(name, int(code) if name == "exited" else None, started, ended, int(size))
 
