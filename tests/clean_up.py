@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from tests.stack import ROOT, Stack, wait_until
+from tests.stack import Stack, wait_until
 
 AFTER_END_S = 15.0  # after a normal end or a cancel
 AFTER_KILL_S = 60.0
@@ -37,17 +35,6 @@ def start_long_job(stack: Stack, provision: UUID, asked: Asked, left: Left) -> U
     return run_id
 
 
-def cancel(stack: Stack, run_id: UUID) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "flow-run", "cancel", str(run_id)],
-        cwd=ROOT,
-        env=stack.env,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-
-
 class CleanUp:
     """The ends of a run that every provider must survive without leaving anything."""
 
@@ -63,7 +50,7 @@ class CleanUp:
         self, stack: Stack, provision: UUID, asked: Asked, left: Left
     ) -> None:
         run_id = start_long_job(stack, provision, asked, left)
-        cancel(stack, run_id)
+        stack.cancel(run_id)
         gone_within(left, AFTER_END_S, time.monotonic())
         stack.wait_for_state(run_id, "Cancelled")
 

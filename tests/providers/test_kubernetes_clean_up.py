@@ -127,14 +127,7 @@ def test_a_pod_with_fewer_gpus_than_promised_gets_no_job(cluster: Cluster, stack
 
 def test_after_a_cancel_its_pod_is_gone_within_15_s(cluster: Cluster, stack: Stack, provision: UUID) -> None:
     run_id = start_long_job(cluster, stack, provision)
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "flow-run", "cancel", str(run_id)],
-        cwd=ROOT,
-        env=stack.env,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    stack.cancel(run_id)
     gone_within(cluster, AFTER_END_S, time.monotonic())
     stack.wait_for_state(run_id, "Cancelled")
 
