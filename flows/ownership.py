@@ -78,6 +78,7 @@ class Ownership:
         self._changed = threading.Condition()
         self._asked = 0  # questions put, and the highest of them that a reading has answered
         self._answered = 0
+        self._read_at = float("-inf")  # when the last reading that came back began
         self._standing, self._why = Standing.OWNER, ""
         self._was_paused = False
         self._closed = False
@@ -105,9 +106,14 @@ class Ownership:
         """The server's word behind the standing: `cancelled`, `run 2 of it has begun`."""
         return self._why
 
-    def ask(self, within_s: float) -> Standing:
-        """A reading that began after this call, or UNKNOWN when none came within so many seconds."""
+    def ask(self, within_s: float, *, fresh_s: float = 0.0) -> Standing:
+        """A reading that began after this call, or UNKNOWN when none came within so many seconds.
+
+        One that began at most `fresh_s` ago will do too, by a clock that goes on while process or machine are suspended.
+        """
         with self._changed:
+            if _now() - self._read_at <= fresh_s:
+                return self._standing
             self._asked += 1
             question = self._asked
             self._changed.notify_all()
@@ -122,11 +128,11 @@ class Ownership:
                 with self._changed:
                     if self._closed:
                         return
-                    question = self._asked
+                    question, began = self._asked, _now()
                 reading = self._read(prefect.client)
                 with self._changed:
                     if reading is not None:
-                        self._answered = question
+                        self._answered, self._read_at = question, began
                         if not self.is_lost:  # what was lost is never won back
                             self._standing, self._why = reading
                         self._changed.notify_all()
@@ -152,3 +158,7 @@ class Ownership:
         if is_same_run and (self._state_id is None or self._was_paused):
             self._state_id = state.id
         self._was_paused = state.type is StateType.PAUSED and state.name != "Suspended"
+
+
+def _now() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts sleep in the other

@@ -30,6 +30,7 @@ from providers.core.lease import MAX_RUN_COUNT
 from providers.core.models import Instance, Job, Offer, Requirements, utc_now
 from providers.core.orders import Absence
 
+FRESH_S: Final = 1.0  # a reading of the run's state is asked for again after it, before each create and give-back
 API_PATIENCE_S: Final = 15 * 60.0  # so long nothing is bought while Prefect's API does not answer; then the run fails
 
 
@@ -69,7 +70,7 @@ class Run:
     def must_be_owner(self) -> None:
         """Go on only with the server's word that the run is still this process's: asked before each create."""
         deadline, said = time.monotonic() + API_PATIENCE_S, False
-        while (standing := self.ownership.ask(within_s=10)) is Standing.UNKNOWN:
+        while (standing := self.ownership.ask(within_s=10, fresh_s=FRESH_S)) is Standing.UNKNOWN:
             if time.monotonic() > deadline:
                 raise RuntimeError("Prefect's API did not answer for 15 min: nothing was bought")
             if not said:
@@ -80,7 +81,7 @@ class Run:
 
     def must_not_be_superseded(self) -> None:
         """Go on unless the run is known not to be this process's: asked before a give-back, which waits for no API."""
-        self.ownership.ask(within_s=5)
+        self.ownership.ask(within_s=5, fresh_s=FRESH_S)
         if self.ownership.is_lost:
             raise Abort(f"the run is {self.ownership.why}")
 

@@ -83,6 +83,17 @@ def test_the_owner_is_told_so_by_a_reading_that_began_after_the_question(server:
     claim.close()
 
 
+def test_a_fresh_reading_will_do_where_the_caller_says_so_and_a_stale_one_will_not(server: Server) -> None:
+    claim = owned(server)
+    claim._every_s = 60
+    assert claim.ask(within_s=5) is Standing.OWNER
+    server.answer = run(StateType.CANCELLING)
+    assert claim.ask(within_s=5, fresh_s=30) is Standing.OWNER
+    claim._read_at -= 31  # the process was stopped meanwhile
+    assert claim.ask(within_s=5, fresh_s=30) is Standing.ENDED
+    claim.close()
+
+
 def test_without_an_answer_nothing_is_known_and_nothing_is_lost(server: Server) -> None:
     server.answer = RuntimeError("connection refused")
     claim = owned(server)
