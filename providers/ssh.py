@@ -32,6 +32,7 @@ from providers.core.errors import (
     InstanceFailed,
     InvalidRequest,
     LinkLost,
+    LoginRefused,
     NoCapacity,
     NotFound,
     ProviderError,
@@ -463,12 +464,15 @@ class Ssh(Provider[SshMachines]):
         key = self.credentials.key(host.key)
         if key is None:
             raise AuthFailed(f"no private key logs in to {host.name}: give the block one")
-        return self._first_use.connect(
-            host.name,
-            self._endpoint(host),
-            KeyPair(private=key, public=""),
-            timeout_s=self.credentials.timeout_s,
-        )
+        try:
+            return self._first_use.connect(
+                host.name,
+                self._endpoint(host),
+                KeyPair(private=key, public=""),
+                timeout_s=self.credentials.timeout_s,
+            )
+        except LoginRefused as refused:  # no boot to wait for: the machine is up and does not know the key
+            raise AuthFailed(refused.message) from refused
 
     def _endpoint(self, host: SshHost) -> SshEndpoint:
         jump = host.jump or self.credentials.jump

@@ -73,7 +73,7 @@ def team(hosts: tuple[SshdHost, ...], monkeypatch: pytest.MonkeyPatch, tmp_path:
     library: TaskLibrary[Any] = TaskLibrary(Ssh, SshMachines)
     library._drivers["default"] = Ssh(block(cheap.described(price=1.0), dear.described(price=2.0, host_key=None)))
     monkeypatch.setattr(registry, "library", lambda _name: library)
-    monkeypatch.setattr(registry, "enabled", lambda _account="default": ["ssh"])
+    monkeypatch.setattr(registry, "enabled", lambda *_: ["ssh"])
     monkeypatch.chdir(tmp_path)
     for host in hosts:
         host.install("nvidia-smi", TWO_GPUS)

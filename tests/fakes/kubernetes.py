@@ -112,7 +112,7 @@ class Cluster:
 
         for name in others():
             self.http.delete(f"/api/v1/namespaces/{self.namespace}/pods/{name}", params={"gracePeriodSeconds": 1})
-        self.wait(lambda: not others())
+        self.wait(lambda: not others(), 150)
 
     def wait(self, done: Callable[[], object], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds

@@ -111,7 +111,8 @@ def test_after_exit_3_the_run_is_failed_and_its_pod_is_gone(cluster: Cluster, st
 def test_an_image_that_cannot_be_had_ends_the_run_and_is_told(cluster: Cluster, stack: Stack, provision: UUID) -> None:
     run_id = stack.run(provision, command="true", gpu="H100:2", providers=["kubernetes"], job={"image": "nosuch:local"})
     stack.wait_for_state(run_id, "Failed")
-    gone_within(cluster, AFTER_END_S, time.monotonic())
+    # Kubernetes 1.20 takes up to a minute to forget a pod whose container never started; until then the run's record says owed.
+    gone_within(cluster, 120.0, time.monotonic())
     assert any("the image nosuch:local is not on the node" in line for line in stack.logs(run_id))
 
 
