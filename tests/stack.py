@@ -21,6 +21,19 @@ ROOT = Path(__file__).parents[1]
 POOL = "gpu-tests"  # names that begin with "prefect" are reserved by the server
 
 
+class Patient(httpx.HTTPTransport):
+    """On SQLite a busy server answers 503, "database is locked", which Prefect's own client repeats too."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(60):
+            answer = super().handle_request(request)
+            if answer.status_code != 503:
+                return answer
+            answer.close()
+            time.sleep(0.5)
+        return super().handle_request(request)
+
+
 class Stack:
     """The server, its API, and the worker that picks up runs of the deployments made here."""
 
@@ -39,7 +52,7 @@ class Stack:
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PYTHONPATH": str(ROOT),
         }
-        self.client = httpx.Client(base_url=self.api, timeout=30)
+        self.client = httpx.Client(base_url=self.api, timeout=60, transport=Patient())
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -86,16 +99,8 @@ class Stack:
 
     def cancel(self, run_id: UUID) -> None:
         """As `prefect flow-run cancel` does, without the seconds that it takes to start."""
-
-        def is_answered() -> bool:
-            # On SQLite a busy server answers 503, "database is locked", which Prefect's own client repeats too.
-            answer = self.client.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": "CANCELLING"}})
-            if answer.status_code == 503:
-                return False
-            assert answer.raise_for_status().json()["status"] == "ACCEPT", answer.text
-            return True
-
-        wait_until(is_answered, 30, f"the cancellation of {run_id}")
+        answer = self.client.post(f"/flow_runs/{run_id}/set_state", json={"state": {"type": "CANCELLING"}})
+        assert answer.raise_for_status().json()["status"] == "ACCEPT", answer.text
 
     def realm(self) -> str | None:
         """The realm that the first run made for this server."""

@@ -431,11 +431,10 @@ def test_the_api_being_down_holds_up_no_give_back(rented: Rented, monkeypatch: p
 
     original, asked = Ownership.ask, []
 
-    def ask(self: Ownership, within_s: float) -> Standing:
+    def ask(self: Ownership, within_s: float, *, fresh_s: float = 0.0) -> Standing:
         asked.append(within_s)
-        return (
-            original(self, within_s) if len(asked) == 1 else Standing.UNKNOWN
-        )  # the first one stands before the create
+        # The first one stands before the create.
+        return original(self, within_s, fresh_s=fresh_s) if len(asked) == 1 else Standing.UNKNOWN
 
     monkeypatch.setattr(Ownership, "ask", ask)
     monkeypatch.setattr("flows.run.API_PATIENCE_S", 60.0)
