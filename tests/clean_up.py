@@ -1,6 +1,6 @@
 """What the clean-up tests of a provider share: however a run on a real server and worker ends, nothing of it stays there.
 
-A provider's module gives four fixtures: `stack` with the provider's block saved as `default`, `provision` (a deployment's id),
+A provider's module gives three fixtures: `provision` (the id of its deployment, with the provider's block saved as `default`),
 `asked` (parameters of its runs) and `left`, which reads from the provider's own books what stands there. Its class derives from
 `CleanUp`.
 """

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.stack import Stack
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -36,6 +39,15 @@ def prefect_api() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A real server and worker, for all tests marked `server`, which see each other's runs."""
+    from tests.stack import running
+
+    with running(tmp_path_factory.mktemp("stack")) as found:
+        yield found
 
 
 @pytest.fixture

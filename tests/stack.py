@@ -50,6 +50,7 @@ class Stack:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2",
             "PREFECT_LOGGING_LEVEL": "INFO",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",  # as the worker of `make run` does
             "PYTHONPATH": str(ROOT),
         }
         self.client = httpx.Client(base_url=self.api, timeout=60, transport=Patient())
@@ -71,6 +72,24 @@ class Stack:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
         self.client.close()
+
+    def python(self, program: str) -> str:
+        """What a Python program prints that runs in a process of its own beside this server."""
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.env, check=True, stdout=subprocess.PIPE, text=True, timeout=120
+        ).stdout
+
+    @contextlib.contextmanager
+    def account(self, block: Any, name: str = "default") -> Iterator[None]:
+        """An account of a provider: its credentials block is saved, and deleted at the end."""
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            block.save(name, overwrite=True, _sync=True)
+        yield
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            type(block).delete(name, _sync=True)
 
     def deploy(self, entrypoint: str, name: str, **env: str) -> UUID:
         """A deployment of the flow at a module path, its flow process with these variables; its id."""

@@ -7,26 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from providers.local import Local
-from tests.stack import ROOT, Stack, running, wait_until
+from tests.stack import ROOT, Stack, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
 
 AFTER_END_S = 15.0  # after a normal end or a cancel
 AFTER_KILL_S = 60.0
 AFTER_SUSPEND_S = 20.0  # and after deletion of the run
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack")) as stack:
-        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +182,7 @@ for realm in (GpuRealm.current().realm, "zzzz"):
     driver.create_instance(driver.fetch_offers(Requirements())[0], tasks.spec(lease))
     print(lease.name)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=stack.env, check=True, capture_output=True, text=True, timeout=60
-    )
-    own, foreign = done.stdout.split()
+    own, foreign = stack.python(program).split()
     reap = stack.deploy("flows.reap.reap", "reap")
     dry = stack.run(reap, dry_run=True)
     stack.wait_for_state(dry, "Completed")
@@ -202,10 +192,4 @@ for realm in (GpuRealm.current().realm, "zzzz"):
     stack.wait_for_state(run_id, "Completed")
     assert instances(stack) == []
     assert foreign in instances(stack, foreign=True)
-    subprocess.run(
-        [sys.executable, "-c", f"from providers.local import tasks; tasks.give_back({foreign!r})"],
-        cwd=ROOT,
-        env=stack.env,
-        check=True,
-        timeout=60,
-    )
+    stack.python(f"from providers.local import tasks; tasks.give_back({foreign!r})")

@@ -240,14 +240,14 @@ def test_nothing_that_a_job_started_outlives_it(machine: Machine, log: Path, str
     assert alive(f"7{mark}") == []
 
 
-def alive(argument: str) -> list[str]:
-    """Command lines of living processes with such an argument."""
+def alive(word: str, within: str = "cmdline") -> list[str]:
+    """Command lines of living processes with such an argument, or such a line in their environment."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if argument in words:
-                found.append(" ".join(words))
+            words = (process / within).read_bytes().decode(errors="replace").split("\0")
+            if word in words:
+                found.append((process / "cmdline").read_text())
     return found
 
 
@@ -318,6 +318,7 @@ def test_a_job_whose_supervisor_was_killed_is_lost_and_leaves_nothing(machine: M
     result = run(machine, spec, log, on_output=kill)
     assert (result.exit_code, result.outcome) == (None, "lost")
     assert alive(f"7{mark}") == []
+    assert alive(f"PREFECT_GPU_TIMER={spec.id}:", within="environ") == []
 
 
 def test_a_job_nobody_knows_is_lost(machine: Machine) -> None:

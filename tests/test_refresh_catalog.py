@@ -25,7 +25,7 @@ from providers.core.models import Offer, Requirements
 from providers.core.refresh import Drop
 from tests.fakes import catalogs
 from tests.fakes.reference import Reference
-from tests.stack import Stack, running, wait_until
+from tests.stack import Stack, wait_until
 
 SMALL = ("verda", "lambdalabs", "nebius", "cloudrift")
 
@@ -304,12 +304,6 @@ def test_an_event_says_all_that_a_trigger_may_ask() -> None:
 
 
 # --- a real server and worker -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack")) as found:
-        yield found
 
 
 @pytest.mark.server

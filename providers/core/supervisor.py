@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import shlex
 
-# Reads /proc once; leaves the pids in $found. $parent: a supervisor whose children all belong to the job, or -
+# Reads /proc once; leaves the pids in $found: of the job ($token) and, where $timer_token is set, of the timer that a killed
+# supervisor left. $parent: a supervisor whose children all belong to the job, or -
 # (never 0: that is the parent of all that came into a container from outside).
 # Zombies do not count: they are dead.
 _MEMBERS = r"""
 members() {
     found=' '
-    for f in $(grep -lszF -e "$token" /proc/[0-9]*/environ 2>/dev/null); do
+    for f in $(grep -lszF -e "$token" -e "${timer_token:-$token}" /proc/[0-9]*/environ 2>/dev/null); do
         f=${f#/proc/}
         found="$found${f%/environ} "
     done
@@ -144,11 +145,18 @@ trap : HUP INT
 child=$!
 (
     trap 'kill $s; exit' TERM
-    sleep "$limit" & s=$!
-    wait $s
-    # Again and again: a signal between two commands of the shell is seen only at the next one. Without its supervisor this
-    # process has another parent, and the pid may be anybody's.
-    while read -r line </proc/self/stat; set -- ${line##*) }; [ "$2" = $$ ] && kill -s ALRM $$; do sleep 1; done
+    # Without its supervisor this process has another parent, and the pid may be anybody's.
+    is_needed() { read -r line </proc/self/stat; set -- ${line##*) }; [ "$2" = $$ ]; }
+    # In slices: a signal to a shell that is just forking is lost, and what it should have ended would sleep on for hours.
+    left=$limit
+    while [ "$left" -gt 0 ] && is_needed; do
+        slice=$((left < 30 ? left : 30))
+        PREFECT_GPU_TIMER="$id:" sleep $slice & s=$!
+        wait $s
+        left=$((left - slice))
+    done
+    # Again and again: a signal between two commands of the shell is seen only at the next one.
+    while is_needed && kill -s ALRM $$; do sleep 1; done
 ) 9>&- &
 timer=$!
 code=
@@ -305,8 +313,9 @@ while alive && [ ! -e "$dir/exit" ] && [ "$now" -lt "$limit" ]; do
     uptime
 done
 if [ ! -e "$dir/exit" ]; then
-    alive && kill -s KILL "$pid"
+    alive && kill_supervisor
     identify $$
+    timer_token="PREFECT_GPU_TIMER=$id:"
     sweep {grace_s}
     {f"timeout 30 sh -c {shlex.quote(clean)} >/dev/null 2>&1" if clean else ":"}
     read -r up rest </proc/uptime
@@ -334,7 +343,7 @@ while [ -n "$running" ] && [ "$now" -lt "$limit" ]; do
     uptime
 done
 for state in "$root/$id"*/state; do supervised "$state" && kill_supervisor; done
-token="PREFECT_GPU_JOB=$id" timer=0 parent=0 session=
+token="PREFECT_GPU_JOB=$id" timer_token="PREFECT_GPU_TIMER=$id" timer=- parent=- session=
 sweep {grace_s}
 }}
 """

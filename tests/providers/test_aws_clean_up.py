@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -11,7 +9,7 @@ import pytest
 
 from tests.clean_up import Asked, CleanUp, Left
 from tests.fakes.aws import AwsCloud
-from tests.stack import ROOT, Stack, running
+from tests.stack import Stack
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
 
@@ -24,21 +22,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsCloud]:
 
 
 @pytest.fixture(scope="module")
-def stack(cloud: AwsCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack")) as stack:
-        program = f"""
-import sys
-from tests.fakes.aws import AwsCloud, publish_prices
-publish_prices()
-AwsCloud({cloud.endpoint_url!r}, {cloud.ssh_port}).block(regions=["us-east-1", "us-west-2"]).save("default")
-"""
-        subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=stack.env, check=True, timeout=120)
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def provision(stack: Stack) -> UUID:
-    return stack.deploy("flows.provision.provision", "aws")
+def provision(stack: Stack, cloud: AwsCloud) -> Iterator[UUID]:
+    stack.python("from tests.fakes.aws import publish_prices; publish_prices()")
+    with stack.account(cloud.block(regions=["us-east-1", "us-west-2"])):
+        yield stack.deploy("flows.provision.provision", "aws")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -313,6 +314,24 @@ def test_giving_back_ends_the_job_and_leaves_nothing(one: SshdHost) -> None:
     assert not list(one.home.glob(".prefect-gpu/*"))
     assert (one.home / ".ssh" / "authorized_keys").read_text() == before
     assert [path.name for path in one.claims.iterdir()] == ["lock"]
+
+
+def test_giving_back_ends_no_process_that_came_into_the_machine_from_outside(one: SshdHost) -> None:
+    """Where the machine is a container, such a process (`docker exec`) has 0 as its parent."""
+    driver = Ssh(block(one))
+    instance = claim(driver)
+    start(instance, "sleep 300")
+    mark = f"{uuid.uuid4().int % 10**6 + 10**6}"
+    guest = threading.Thread(target=lambda: one.run(f"sleep {mark} || :"))
+    guest.start()
+    try:
+        wait_until("the guest", lambda: one.processes(mark))
+        driver.terminate_instance(instance.id)
+        wait_until("it is free", lambda: not driver.list_instances(instance.name).instances)
+        assert one.processes(mark)
+    finally:
+        one.run(f"pkill -x -f 'sleep {mark}'")
+        guest.join()
 
 
 def test_a_job_that_ignores_every_signal_ends_and_meanwhile_the_machine_is_not_free(one: SshdHost) -> None:

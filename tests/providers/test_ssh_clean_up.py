@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -11,8 +9,8 @@ import pytest
 
 from tests.clean_up import Asked, CleanUp, Left
 from tests.fakes import sshd_hosts as machines
-from tests.fakes.sshd_hosts import SshdHost, sshd_hosts
-from tests.stack import ROOT, Stack, running
+from tests.fakes.sshd_hosts import SshdHost, block, sshd_hosts
+from tests.stack import Stack
 
 WHY_NOT = machines.missing()
 pytestmark = [
@@ -31,25 +29,9 @@ def hosts() -> Iterator[tuple[SshdHost, ...]]:
 
 
 @pytest.fixture(scope="module")
-def stack(hosts: tuple[SshdHost, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("stack")
-    described = [host.described() for host in hosts]
-    with running(folder) as stack:
-        saved = folder / "hosts.json"
-        saved.write_text("[" + ",".join(host.model_dump_json() for host in described) + "]")
-        program = """
-import json, sys
-from blocks.ssh import SshMachines
-from tests.fakes.sshd_hosts import ADMIN
-SshMachines(hosts=json.load(open(sys.argv[1])), private_key=ADMIN.private, timeout_s=10.0).save("default")
-"""
-        subprocess.run([sys.executable, "-c", program, str(saved)], cwd=ROOT, env=stack.env, check=True, timeout=120)
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def provision(stack: Stack) -> UUID:
-    return stack.deploy("flows.provision.provision", "ssh")
+def provision(stack: Stack, hosts: tuple[SshdHost, ...]) -> Iterator[UUID]:
+    with stack.account(block(*hosts)):
+        yield stack.deploy("flows.provision.provision", "ssh")
 
 
 @pytest.fixture
