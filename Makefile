@@ -50,7 +50,7 @@ deploy: ## work pool, blocks, deployments and automations on the server at PREFE
 	$(prepare) requirements.lock && exec $(console) deploy
 
 test: ## the tests; ONLY=expression picks some
-	$(prepare) requirements-dev.lock && exec .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadscope $(if $(ONLY),-k '$(ONLY)')
+	$(prepare) requirements-dev.lock && exec .venv/bin/python -m pytest -q -n auto --dist loadscope $(if $(ONLY),-k '$(ONLY)')
 
 check: ## format, lint, types
 	$(prepare) requirements-dev.lock && .venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/pyright --pythonpath .venv/bin/python

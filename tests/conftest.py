@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: the cluster's tests wait most of the time."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Side by side, a file's tests stay in one process, which has its fixtures; the cluster and real servers are had one by one."""
     from xdist.scheduler import LoadScopeScheduling
@@ -21,15 +28,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "cluster and servers" if _is_heavy(file) else file
+            return _shared(file) or file
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: the tests that have to go one by one."""
+    items.sort(key=lambda item: ["cluster", "servers", ""].index(_shared(item.nodeid.partition("::")[0])))
+
+
 @functools.cache
-def _is_heavy(file: str) -> bool:
+def _shared(file: str) -> str:
+    """What this file's tests share with other files', or nothing."""
     text = (Path(__file__).parents[1] / file).read_text()
-    return "pytest.mark.server" in text or "pytest.mark.kubernetes" in text
+    if "pytest.mark.kubernetes" in text:
+        return "cluster"
+    return "servers" if "pytest.mark.server" in text else ""
 
 
 @pytest.fixture(scope="session")

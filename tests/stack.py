@@ -103,8 +103,11 @@ class Stack:
                 "flow_id": flow["id"],
                 "entrypoint": entrypoint,
                 "work_pool_name": POOL,
-                "path": str(ROOT),
-                "job_variables": {"env": {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2", **env}},
+                # Without a working directory Prefect copies the whole project for each run.
+                "job_variables": {
+                    "working_dir": str(ROOT),
+                    "env": {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2", **env},
+                },
             },
         )
         answer.raise_for_status()
