@@ -49,6 +49,9 @@ def kept(run_id: UUID, attempt: int) -> Generator[Path]:
                 _put(storage, folder, where)
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    except BaseException:  # a cancel or the worker's end: the machine is given back before anything that takes long
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         _put(storage, folder, where)
     except Exception as trouble:

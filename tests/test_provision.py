@@ -335,6 +335,7 @@ def test_a_job_whose_log_result_storage_refuses_is_not_run_again_and_says_where_
         raise OSError(28, "No space left on device")
 
     full = RemoteFileSystem(basepath=f"memory://{tmp_path.name}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("flows.results._put", refuse)
     monkeypatch.setattr("flows.results.get_result_store", lambda: type("Store", (), {"result_storage": full}))
     message = rented.run("echo kept")
