@@ -137,7 +137,10 @@ def test_a_refusal_is_the_answer_and_is_not_asked_again() -> None:
     assert len(cloud.calls("create")) == 1
 
 
-def test_credentials_that_are_refused_while_an_answer_is_open_leave_the_name_owed() -> None:
+@pytest.mark.parametrize("refusal", ["bad credentials", "over quota", "sold out"])
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_refusal_while_an_answer_is_open_says_nothing_of_the_open_order(refusal: str, is_listed: bool) -> None:
+    """Where admission comes first, the order itself may fill the quota that its repetition is refused for."""
     cloud = cloud_of()
     driver = reference(cloud)
     offer, order = first_offer(driver), spec()
@@ -145,10 +148,16 @@ def test_credentials_that_are_refused_while_an_answer_is_open_leave_the_name_owe
 
     def refuse_from_now_on() -> None:
         if cloud.alive():
-            cloud.fault("create", "bad credentials", times=None)
+            cloud.fault("create", refusal, times=None)
+            if not is_listed:
+                cloud.fault("list", "bad credentials")
 
-    with pytest.raises(Owed):
-        place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
+    if is_listed:
+        placed = place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
+        assert placed.name == order.name
+    else:
+        with pytest.raises(Owed):
+            place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
     assert [one.name for one in cloud.alive()] == [order.name]
     assert give_back(driver, order.name, within_s=10, clock=CloudClock(cloud)).is_gone
 

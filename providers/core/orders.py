@@ -5,8 +5,8 @@
 | create | RateLimited | certainly not carried out: the same order again after `retry_after_s` |
 | create | Transient (nothing was sent) | the same order again, a few times |
 | create | Unconfirmed, name is a key | the identical order again until the answer is definite or the boot deadline is over |
-| create | AuthFailed after a lost answer | says nothing of the order that is open: the name is owed |
 | create | Unconfirmed, name is no key | list until `listing_lag_s` after giving up; seen: it is ours; unseen: the name is owed |
+| create | refused after a lost answer | says nothing of the order that is open (it may itself fill the quota): ours if listed, else owed |
 | terminate | returns | done only when absence was observed: by a final state, or two complete listings `listing_lag_s` apart |
 | terminate | Transient, RateLimited | again until the time given is over; then it is owed |
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from providers.core.aside import Stopped, never
 from providers.core.contract import Provider
-from providers.core.errors import AuthFailed, NotFound, ProviderError, RateLimited, Transient, Unconfirmed
+from providers.core.errors import NotFound, ProviderError, RateLimited, Transient, Unconfirmed
 from providers.core.lease import Lease
 from providers.core.models import Instance, LaunchSpec, Model, Offer, utc_now
 
@@ -67,25 +67,26 @@ def place_order(
     while True:
         if (reason := should_stop()) is not None:
             raise Owed(f"stopped while the answer to {spec.name} was open") if is_open else Stopped(reason)
+        failure: ProviderError
         try:
             return driver.create_instance(offer, spec)
         except Unconfirmed as lost:
             if driver.capabilities.create_repeatable is None:
                 return _find_lost_order(driver, spec.name, lost, should_stop, clock)
-            is_open = True
-            if clock.now() + wait >= boot_deadline:
-                raise Owed(lost.message, code=lost.code) from lost
-        except Transient as failure:
+            is_open, failure = True, lost
+        except Transient as unsent:
             resends += 1
-            if is_open:
-                if clock.now() + wait >= boot_deadline:
-                    raise Owed(failure.message, code=failure.code) from failure
-            elif resends > ORDER_RESENDS:
+            if resends > ORDER_RESENDS and not is_open:
                 raise
-            if isinstance(failure, RateLimited) and failure.retry_after_s is not None:
-                wait = max(wait, failure.retry_after_s)
-        except AuthFailed as refused:
-            raise (Owed(refused.message, code=refused.code) if is_open else refused) from None
+            failure = unsent
+            if isinstance(unsent, RateLimited):
+                wait = max(wait, unsent.retry_after_s or 0.0)
+        except ProviderError as refused:
+            if is_open:
+                return _listed(driver, spec.name, refused)
+            raise
+        if is_open and clock.now() + wait >= boot_deadline:
+            raise Owed(failure.message, code=failure.code) from failure
         _pause(wait, should_stop, clock)
         wait = min(wait * 2, 30.0)
 
@@ -96,14 +97,21 @@ def _find_lost_order(
     given_up = clock.now()
     while True:
         try:
-            found = driver.list_instances(name).named(name)
-        except ProviderError:
-            found = ()
-        if found:
-            return keep_one(driver, found)
-        if should_stop() is not None or clock.now() >= given_up + driver.capabilities.listing_lag_s:
-            raise Owed(f"{lost.message}; {name} is not listed and stays watched", code=lost.code) from lost
+            return _listed(driver, name, lost)
+        except Owed:
+            if should_stop() is not None or clock.now() >= given_up + driver.capabilities.listing_lag_s:
+                raise
         _pause(min(POLL_S, driver.capabilities.listing_lag_s or POLL_S), should_stop, clock)
+
+
+def _listed(driver: Provider[Any], name: str, why: ProviderError) -> Instance:
+    """What an open order bought, as far as the provider lists it now; Owed where it lists nothing."""
+    found: tuple[Instance, ...] = ()
+    with suppress(ProviderError):
+        found = driver.list_instances(name).named(name)
+    if not found:
+        raise Owed(f"{why.message}; {name} is not listed and stays watched", code=why.code) from why
+    return keep_one(driver, found)
 
 
 def keep_one(driver: Provider[Any], found: tuple[Instance, ...], recorded_id: str | None = None) -> Instance:
