@@ -17,8 +17,9 @@ import yaml
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.blocks.core import Block
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import DoNothing, RunDeployment, SendNotification
+from prefect.events.actions import ChangeFlowRunState, DoNothing, RunDeployment, SendNotification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 QUEUES = {"reap": 1, "default": 2}
 ALERT_BLOCK = "gpu-alerts"  # a notification block of this name, of any kind, gets the alerts
 REAP_INTERVAL = timedelta(minutes=5)
+# Eight heartbeats: a network that fails for less costs no job. With reap's minute it stays below the six that are promised.
+HEARTBEAT_MISSING = timedelta(minutes=4)
+_NO_HEARTBEAT_IN = (
+    *("Completed", "Failed", "Crashed", "Cancelled", "Cancelling"),
+    *("Scheduled", "AwaitingRetry", "Paused", "Suspended"),
+)
 
 
 def deploy(client: SyncPrefectClient) -> dict[str, UUID]:
@@ -143,9 +150,11 @@ def register_blocks() -> None:
         block.register_type_and_schema()
 
 
-def make_automations(client: SyncPrefectClient, deployments: dict[str, UUID]) -> None:
+def make_automations(
+    client: SyncPrefectClient, deployments: dict[str, UUID], heartbeat_missing: timedelta = HEARTBEAT_MISSING
+) -> None:
     """Make the automations, or bring them up to date; one that a person disabled stays disabled."""
-    for wanted in automations(client, deployments):
+    for wanted in automations(client, deployments, heartbeat_missing):
         existing = client.read_automations_by_name(wanted.name)
         if not existing:
             client.create_automation(wanted)
@@ -159,7 +168,9 @@ def make_automations(client: SyncPrefectClient, deployments: dict[str, UUID]) ->
             client.update_automation(first.id, update)
 
 
-def automations(client: SyncPrefectClient, deployments: dict[str, UUID]) -> list[AutomationCore]:
+def automations(
+    client: SyncPrefectClient, deployments: dict[str, UUID], heartbeat_missing: timedelta = HEARTBEAT_MISSING
+) -> list[AutomationCore]:
     """What the server does by itself: reap at once where a run left something, and tell when nobody reaps."""
     reap = deployments["reap/default"]
     of_provision: dict[str, str | list[str]] = {
@@ -202,6 +213,35 @@ def automations(client: SyncPrefectClient, deployments: dict[str, UUID]) -> list
                 within=timedelta(seconds=60),
             ),
             actions=[run_reap],
+        ),
+        AutomationCore(
+            name="prefect-gpu: a run whose process is gone is crashed",
+            description=(
+                f"A provision run gave no sign of life for {heartbeat_missing.seconds} s: its worker or host died, or is cut off. "
+                "Crashed, it is reaped."
+            ),
+            trigger=EventTrigger(
+                posture=Posture.Proactive,
+                after={"prefect.flow-run.heartbeat"},
+                expect={f"prefect.flow-run.{what}" for what in ("heartbeat", *_NO_HEARTBEAT_IN)},
+                match={"prefect.resource.id": "prefect.flow-run.*"},
+                # Runs of other deployments send one every 180 s, or none.
+                match_related={
+                    "prefect.resource.role": "deployment",
+                    "prefect.resource.id": f"prefect.deployment.{deployments['provision/default']}",
+                },
+                for_each=each_run,
+                threshold=1,
+                within=heartbeat_missing,
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    name="Crashed",
+                    force=False,  # who has just ended has the last word
+                    message=f"No sign of life for {heartbeat_missing.seconds} s: its worker or host died, or is cut off.",
+                )
+            ],
         ),
         AutomationCore(
             name="prefect-gpu: alert when nobody reaps",

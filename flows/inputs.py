@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from providers import ProviderName, account_of
+from providers import DEFAULT_ACCOUNT, ProviderName, account_of
 from providers.core import git
 from providers.core.errors import InvalidRequest
 from providers.core.gpus import parse_gpu
@@ -38,6 +38,9 @@ def checked_command(command: str | list[str]) -> str | tuple[str, ...]:
 
 def checked_requirements(gpu: str, max_price: float | None, requirements: Requirements) -> Requirements:
     """The requirements with the two parameters that stand beside them in the form."""
+    for name, default in (("gpu", ()), ("max_price", None)):
+        if getattr(requirements, name) != default:
+            raise Refused(f"{name} stands inside requirements: write it as the parameter {name} itself")
     if max_price is not None and not (math.isfinite(max_price) and max_price >= 0):
         raise Refused(f"max_price is {max_price:g}: write USD per hour, 0 or more, or leave it empty for no limit")
     try:
@@ -86,6 +89,7 @@ def checked_providers(
     providers: list[ProviderName], enabled: list[ProviderName], account: str | dict[str, str]
 ) -> list[ProviderName]:
     """The providers to ask, as listed by the user or all that are enabled."""
+    _refuse_unknown_accounts(providers, enabled, account)
     if not providers:
         return enabled
     for provider in providers:
@@ -94,6 +98,24 @@ def checked_providers(
                 f"no credentials of {provider.value} are saved as {account_of(account, provider)!r}: run `make connect PROVIDER={provider.value}`"
             )
     return list(dict.fromkeys(providers))
+
+
+def _refuse_unknown_accounts(
+    providers: list[ProviderName], enabled: list[ProviderName], account: str | dict[str, str]
+) -> None:
+    """An account that nobody saved would quietly leave its provider out, or be another one: somebody else's bill."""
+    if isinstance(account, str):
+        if account != DEFAULT_ACCOUNT and not providers and enabled == [ProviderName.LOCAL]:
+            raise Refused(f"no credentials are saved as {account!r}: `make providers` lists what is")
+        return
+    known = [provider.value for provider in ProviderName]
+    for key, name in account.items():
+        if key not in known:
+            raise Refused(f"{key!r} in account is no provider: write one of {', '.join(known)}")
+        if not providers and key not in enabled:
+            raise Refused(
+                f"no credentials of {key} are saved as {name!r}: run `make connect PROVIDER={key} ACCOUNT={name}`"
+            )
 
 
 def shown(command: str | tuple[str, ...]) -> str:

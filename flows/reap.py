@@ -30,7 +30,7 @@ from pydantic import Field
 import providers as registry
 from blocks.realm import GpuRealm
 from flows import story
-from flows.record import CURRENT, ORDERED, Attempt, Record
+from flows.record import CURRENT, ORDERED, OWED, Attempt, Record
 from flows.run import end_attempt, settle
 from providers.core.aside import Aside
 from providers.core.errors import ProviderError
@@ -80,6 +80,7 @@ class Found(Model):
     provider: str
     account: str
     ids: tuple[str, ...]
+    machines: tuple[str, ...] = ()  # those of the ids that are machines
     name: str
     price: float | None = None
     end_because: str | None = None  # None: it lives, rightly
@@ -201,6 +202,7 @@ def _judged(listings: dict[tuple[str, str], Listing | str], own: str, other: str
                     provider=provider,
                     account=account,
                     ids=tuple(one.id for one in things),
+                    machines=tuple(one.id for one in things if isinstance(one, Instance)),
                     name=name,
                     price=next((one.price for one in things if isinstance(one, Instance)), None),
                     end_because=why,
@@ -324,8 +326,16 @@ def _settle_what_vanished(
                 continue
             for attempt in vanished:
                 absence = Absence(is_gone=True, evidence="absent from the provider's own list")
-                settle(record, attempt, absence, costs_until=written_at)
+                settle(record, attempt, absence, costs_until=_end_at_most(attempt, written_at, listed_at))
             record.write()
+
+
+def _end_at_most(attempt: Attempt, written_at: datetime, listed_at: datetime) -> datetime:
+    """Until when it may have cost: until it was given back; and where nobody did that, until it was not seen or its lease ended."""
+    lease = Lease.parse(attempt.name)
+    if attempt.outcome == OWED or lease is None:
+        return written_at
+    return min(listed_at, lease.deadline)
 
 
 def _is_absent(
@@ -340,7 +350,12 @@ def _is_absent(
         return False
     if attempt.name in _by_name(listing):
         return False
-    return listed_after_s > registry.library(attempt.provider).capabilities.listing_lag_s
+    library = registry.library(attempt.provider)
+    return (
+        listed_after_s > library.capabilities.listing_lag_s
+        and library.driver(account).account_id()
+        == attempt.account_id  # these credentials may see another account by now
+    )
 
 
 def _has_no_owner(run_id: UUID) -> bool:
@@ -398,7 +413,12 @@ def _settle_records(ended: list[Found]) -> None:
             record = Record.read(lease.run_id) if lease else None
             line = next((attempt for attempt in record.attempts if attempt.name == one.name), None) if record else None
             if record is not None and line is not None:
-                absence = Absence(is_gone=one.is_gone, evidence=one.came_of_it.partition(": ")[2], owed=one.ids)
+                absence = Absence(
+                    is_gone=one.is_gone,
+                    evidence=one.came_of_it.partition(": ")[2],
+                    owed=one.ids,
+                    machines=one.machines,
+                )
                 settle(record, line, absence)
                 record.write()
 

@@ -191,7 +191,7 @@ def begin(
         order=order,
         account=account,
         providers=inputs.checked_providers(providers, registry.enabled(account, providers), account),
-        record=Record.read(flow_run.id) if flow_run.run_count > 1 else Record(flow_run.id),
+        record=Record.read(flow_run.id),  # also of a run that begins: after Suspend, Prefect counts no second one
         ownership=Ownership(flow_run.id, flow_run.run_count).start(),
         log=_steps_logger(),
     )
@@ -221,7 +221,11 @@ def end_attempt(attempt: Attempt, *, confirm: bool = True, within_s: float | Non
     """
     ids = (attempt.instance_id,) if attempt.instance_id else ()
     try:
-        return registry.library(attempt.provider).give_back(
+        library = registry.library(attempt.provider)
+        if (here := library.driver(attempt.account).account_id()) != attempt.account_id:
+            evidence = f"it was ordered on {attempt.account_id}, and from here {here} is seen"
+            return Absence(is_gone=False, evidence=evidence, owed=ids or (attempt.name,))
+        return library.give_back(
             attempt.name, ids, attempt.account, attempt.ordered_at, confirm=confirm, within_s=within_s
         )
     except Exception as trouble:  # noqa: BLE001 - see above
@@ -239,6 +243,8 @@ def settle(
 ) -> None:
     """Note on the record what came of giving an attempt's instance back, with its cost until now or then; not yet written."""
     line = next(one for one in record.attempts if one.name == attempt.name)
+    if line.instance_id is None and absence.machines:  # its answer was lost, and it is paid for all the same
+        line = record.note(line, instance_id=absence.machines[0])
     now = utc_now()
     try:
         cost = cost_until(line, registry.library(line.provider).capabilities.billing, costs_until or now)

@@ -430,6 +430,14 @@ def test_an_empty_answer_says_what_is_missing_and_what_is_nearest(requirements: 
     assert explain(requirements, ["aws", "lambdalabs", "local"]) == says
 
 
+def test_an_explanation_passes_over_a_price_list_that_cannot_be_read() -> None:
+    market()
+    (prices.folder() / "lambdalabs" / "latest.json").write_text("{")
+    assert explain(asked("A100:8", max_price=5.0), ["aws", "lambdalabs"]) == (
+        "No A100:8 under $5/h. Cheapest $11.20 aws us-east-1."
+    )
+
+
 def test_an_explanation_knows_offers_that_no_price_list_has() -> None:
     seen = [
         Offer(provider="ssh", instance_type="box", region="", price=9.5, gpu_name="H100", gpu_count=8, gpu_memory_gb=80)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -130,6 +132,37 @@ def test_after_kill_9_of_the_flow_process_it_is_gone_within_60_s(stack: Stack, p
     os.kill(stack.flow_process(run_id), signal.SIGKILL)
     gone_within(stack, AFTER_KILL_S, time.monotonic())
     stack.wait_for_state(run_id, "Crashed")
+
+
+@pytest.fixture
+def automations(stack: Stack, provision: UUID) -> Iterator[None]:
+    """Those of a deployed server, which miss a heartbeat after 35 s."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.deploy import automations, make_automations
+
+    deployments = {"provision/default": provision, "reap/default": stack.deploy("flows.reap.reap", "reap")}
+    with temporary_settings({PREFECT_API_URL: stack.api}), get_client(sync_client=True) as client:
+        make_automations(client, deployments, timedelta(seconds=35))
+        yield
+        for one in automations(client, deployments):
+            client.delete_automation(client.read_automations_by_name(one.name)[0].id)
+
+
+def test_a_process_that_gives_no_sign_of_life_any_more_crashes_its_run_which_is_reaped(
+    stack: Stack, automations: None
+) -> None:
+    """As after the death of its host: nobody runs a hook. `provision` is deployed with 4 min instead of these 35 s."""
+    watched = stack.deploy("flows.provision.provision", "clean-up", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
+    run_id = start_long_job(stack, watched)
+    process = stack.flow_process(run_id)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        stack.wait_for_state(run_id, "Crashed", within_s=90)
+        gone_within(stack, AFTER_KILL_S, time.monotonic())
+    finally:
+        os.kill(process, signal.SIGKILL)
 
 
 def test_a_process_that_was_stopped_while_its_run_went_to_another_touches_nothing(

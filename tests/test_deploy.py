@@ -43,7 +43,7 @@ def test_a_second_time_changes_nothing(client: SyncPrefectClient) -> None:
     automations = {one.name: one for one in client.read_automations()}
     assert deploy(client) == first
     assert {one.name: one for one in client.read_automations()} == automations
-    assert len([name for name in automations if name.startswith("prefect-gpu: ")]) == 3
+    assert len([name for name in automations if name.startswith("prefect-gpu: ")]) == 4
 
 
 def test_an_automation_that_a_person_disabled_stays_disabled(client: SyncPrefectClient) -> None:

@@ -15,10 +15,13 @@ from pydantic import SecretStr
 
 import providers as registry
 from flows import steps
+from flows.inputs import Refused, checked_providers
 from flows.provision import provision
 from flows.record import Record
+from providers import ProviderName
 from providers.core.contract import Billing
 from providers.core.errors import AuthFailed, InstanceFailed
+from providers.core.gpus import parse_gpu
 from providers.core.library import TaskLibrary
 from providers.core.models import Job, Offer, Requirements, Spot
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
@@ -303,6 +306,10 @@ def test_spot_is_only_taken_when_asked_for(rented: Rented) -> None:
         ({"job": Job(env={"1X": "y"})}, "no name of an environment variable"),
         ({"job": Job(secrets={"TOKEN": "not-saved"})}, "no Secret block is saved as 'not-saved'"),
         ({"requirements": Requirements(countries=("Germany",))}, "no country code"),
+        ({"requirements": Requirements(max_price=5.0)}, "write it as the parameter max_price itself"),
+        ({"requirements": Requirements(gpu=parse_gpu("H100"))}, "write it as the parameter gpu itself"),
+        ({"account": {"AWS": "research"}}, "'AWS' in account is no provider: write one of local"),
+        ({"account": {"aws": "research"}}, "no credentials of aws are saved as 'research'"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence_before_anything_is_bought(
@@ -314,6 +321,12 @@ def test_nonsense_is_refused_in_one_sentence_before_anything_is_bought(
     assert "\n" not in message
     assert rented.state.is_failed()
     assert rented["alpha"].calls("create") == rented["beta"].calls("create") == []
+
+
+def test_an_account_that_nobody_saved_does_not_quietly_become_this_machine() -> None:
+    with pytest.raises(Refused, match="no credentials are saved as 'prod'"):
+        checked_providers([], [ProviderName.LOCAL], "prod")
+    assert checked_providers([ProviderName.LOCAL], [ProviderName.LOCAL], "prod") == [ProviderName.LOCAL]
 
 
 def test_a_give_back_that_shows_no_effect_is_said_and_stays_on_the_record(

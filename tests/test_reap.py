@@ -21,6 +21,7 @@ from blocks.realm import GpuRealm
 from flows import reap as reaping
 from flows.reap import _why_end, end_run, reap
 from flows.record import Attempt, Record
+from flows.run import end_attempt
 from providers.core.lease import Lease
 from providers.core.library import TaskLibrary
 from providers.core.models import Requirements, utc_now
@@ -49,7 +50,7 @@ class Clouds:
             name=lease.name,
             provider=cloud,
             account="default",
-            account_id="ref",
+            account_id="ref-4711",
             scope=offer.scope,
             machine=offer.instance_type,
             gpu=offer.gpu,
@@ -210,6 +211,43 @@ def test_the_hook_goes_on_to_the_next_instance_when_a_driver_breaks(
     end_run(flow=nothing, flow_run=flow_run, state=Running())
     assert clouds.alive("beta") == []
     assert [one.outcome for one in Record.read(run_id).attempts] == ["owed", "gone"]
+
+
+def test_credentials_of_another_account_prove_nothing(clouds: Clouds) -> None:
+    """A block that was saved anew, or another machine's `local`: its empty list is about somebody else."""
+    run_id = uuid4()
+    elsewhere = clouds.order("alpha", run_id).model_copy(update={"account_id": "ref-4712", "outcome": "owed"})
+    Record(run_id, [elsewhere]).write()
+    clouds.libraries["alpha"].driver().terminate_instance(str(elsewhere.instance_id))
+    reaped()
+    assert [one.outcome for one in Record.read(run_id).attempts] == ["owed"]
+    absence = end_attempt(elsewhere)
+    assert not absence.is_gone
+    assert absence.evidence == "it was ordered on ref-4712, and from here ref-4711 is seen"
+
+
+def test_what_vanished_while_nobody_looked_cost_until_it_was_not_seen(clouds: Clouds) -> None:
+    run_id = uuid4()
+    order = clouds.order("alpha", run_id)
+    Record(run_id, [order.model_copy(update={"ordered_at": utc_now() - timedelta(minutes=40)})]).write()
+    clouds.libraries["alpha"].driver().terminate_instance(str(order.instance_id))
+    reaped()
+    (line,) = Record.read(run_id).attempts
+    billing = clouds.libraries["alpha"].capabilities.billing
+    assert line.outcome == "gone"
+    assert line.cost == pytest.approx(billing.cost(order.price, 40 * 60), rel=0.05)
+
+
+def test_an_instance_whose_answer_nobody_noted_is_paid_for_all_the_same(clouds: Clouds) -> None:
+    run_id = uuid4()
+    order = clouds.order("alpha", run_id)
+    unnoted = {"instance_id": None, "outcome": "owed", "ordered_at": utc_now() - timedelta(minutes=40)}
+    Record(run_id, [order.model_copy(update=unnoted)]).write()
+    assert reaped() == "1 terminated and seen gone, 0 owed, 0 live rightly"
+    (line,) = Record.read(run_id).attempts
+    assert line.instance_id == order.instance_id
+    assert line.cost
+    assert line.cost > 0
 
 
 class TestWhyAnInstanceEnds:

@@ -51,7 +51,7 @@ def _missing(requirements: Requirements) -> str:
 
 
 def _nearest(requirements: Requirements, providers: Sequence[str], seen: Sequence[Offer]) -> list[str]:
-    known = [name for name in providers if name in set(prices.providers())]
+    known = [name for name in providers if prices.opened(name)]
 
     def cheapest(looser: Requirements) -> Offer | None:
         listed = [

@@ -132,6 +132,7 @@ class Absence(Model):
     is_gone: bool
     evidence: str  # "absent from the provider's own list", or why it is not known
     owed: tuple[str, ...] = ()  # ids
+    machines: tuple[str, ...] = ()  # ids of those that were seen, also where no order's answer had told them
 
 
 def give_back(
@@ -156,17 +157,23 @@ def give_back(
     pending, asked = set(known_ids), dict[str, float]()
     is_in_flight = not known_ids  # perhaps: no machine of this order was ever seen
     empty_since: float | None = None
+    seen = set[str]()
+
+    def outcome(evidence: str, *, is_gone: bool = False, owed: set[str] | None = None) -> Absence:
+        return Absence(is_gone=is_gone, evidence=evidence, owed=tuple(sorted(owed or ())), machines=tuple(sorted(seen)))
+
     wait = _FIRST_WAIT_S
     while True:
         trouble = _ask(driver, pending, asked, clock.now())
         looked_at = clock.now()
         machines, costing, unread = _look(driver, prefix, names)
+        seen |= machines
         is_in_flight = is_in_flight and not machines
         if costing - pending:
             pending |= costing
             wait = _FIRST_WAIT_S
         if unread and not costing and not trouble and _is_one_and_gone(driver, prefix, known_ids, ordered_at):
-            return Absence(is_gone=True, evidence="terminated, by the provider's own word")
+            return outcome("terminated, by the provider's own word", is_gone=True)
         if costing or unread:
             empty_since = None
             trouble = trouble or unread or "the provider still lists it"
@@ -176,13 +183,13 @@ def give_back(
             empty_for_s = looked_at - empty_since
             evidence = _absence(driver, pending, ordered_at, empty_for_s)
             if evidence and not (is_in_flight and empty_for_s < _IN_FLIGHT_S):
-                return Absence(is_gone=True, evidence=evidence)
+                return outcome(evidence, is_gone=True)
             trouble = "absent from one list; the provider's listing lag is not over"
         if not confirm and not (pending - asked.keys()) and (pending or not unread):
-            return Absence(is_gone=False, evidence="asked for, not yet confirmed", owed=tuple(sorted(pending)))
+            return outcome("asked for, not yet confirmed", owed=pending)
         if clock.now() + wait > end:
             is_proof = costing and not unread and driver.capabilities.listing_lag_s <= 0
-            return Absence(is_gone=False, evidence=trouble, owed=tuple(sorted(costing if is_proof else pending)))
+            return outcome(trouble, owed=costing if is_proof else pending)
         clock.sleep(wait)
         wait = min(wait * 1.5, POLL_S)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from providers.core.aside import Stopped, attended, never
 from providers.core.contract import Connection, Provider
-from providers.core.errors import InstanceFailed, NotFound, NotReady, Transient
+from providers.core.errors import InstanceFailed, NotFound, Transient
 from providers.core.models import Instance, InstanceState
 from providers.core.orders import Clock
 
@@ -51,7 +51,7 @@ def wait_until_ready(
             try:
                 here = instance
                 return here, attended(lambda: connect(here), should_stop, discard=lambda late: late.close())  # noqa: B023 - called now
-            except NotReady as not_yet:
+            except Transient as not_yet:  # NotReady, or an API that hiccups: the machine is there and is paid for
                 last = not_yet.message
         if now >= next_word:
             on_progress(last, now - started)
