@@ -125,7 +125,10 @@ def _message(ranked: list[Ranked], wanted: Requirements, names: list[ProviderNam
         "" if hours == 1 and abs(best.stay_cost - offer.price) < 0.005 else f", ${best.stay_cost:.2f} for {hours:g} h"
     )
     where = offer.instance_type if offer.provider == "local" else f"{offer.instance_type} in {offer.scope}"
-    return f"{story.counted(count, 'offer')}; cheapest ${offer.price:.2f}/h: {offer.provider} {where}{stay}"
+    old = story.old_prices([one.offer for one in ranked if one.is_buyable])
+    return f"{story.counted(count, 'offer')}; cheapest ${offer.price:.2f}/h: {offer.provider} {where}{stay}" + (
+        f"; {old}" if old else ""
+    )
 
 
 def shown(ranked: list[Ranked], most: int, most_others: int) -> list[Ranked]:
@@ -176,7 +179,7 @@ def _row(one: Ranked) -> str:
         f"{offer.price:.2f}",
         "" if one.price_per_gpu is None else f"{one.price_per_gpu:.2f}",
         f"{one.stay_cost:.2f}",
-        "now" if offer.priced_at is None else f"{story.duration((utc_now() - offer.priced_at).total_seconds())} ago",
+        story.priced(offer),
         one.why,
     )
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"

@@ -70,6 +70,8 @@ def choose(run: Run, offers: list[Offer]) -> Iterator[Offer]:
     fitting = [one.offer for one in run.ranked if one.is_buyable]
     if fitting:
         run.say(*(story.more(line) for line in story.offers_table(fitting)))
+        if old := story.old_prices(fitting):
+            run.say(story.more(old))
         best = "the cheapest" if run.order == "price" else "the first"
         run.say(story.step(2, "choose", f"#1, {best} of {len(fitting)} that {'fits' if len(fitting) == 1 else 'fit'}"))
     for offer in fitting:

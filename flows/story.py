@@ -9,12 +9,13 @@ from flows.ranking import Ranked
 from flows.record import GONE, OWED, Attempt
 from providers.core import explain
 from providers.core.errors import ProviderError
-from providers.core.models import Instance, JobResult, Offer, Requirements
+from providers.core.models import Instance, JobResult, Offer, Requirements, utc_now
 from providers.core.orders import Absence
 
 WIDTH = 78  # a line with its seconds at the right edge
 INDENT = " " * 13
 SHOWN_OFFERS = 8
+OLD_PRICES = timedelta(hours=24)  # refresh-catalog runs every hour
 
 
 def step(number: int, name: str, text: str, seconds: float | None = None) -> str:
@@ -35,11 +36,13 @@ def timed(line: str, seconds: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `41 min`, `2 h 05 min`."""
+    """`0.4 s`, `41 min`, `2 h 05 min`, `3 days`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} days"
 
 
 def clock_time(moment: datetime) -> str:
@@ -62,6 +65,23 @@ def counted(number: int, noun: str) -> str:
 def asked(providers: int, silent: int) -> str:
     """Who was asked for offers, and how many answered."""
     return f"{counted(providers, 'provider')} asked, {providers - silent} answered (make providers: all)"
+
+
+def priced(offer: Offer) -> str:
+    """When the offer's price was collected: `now` where it is the provider's own word, `2 h 05 min ago`."""
+    return "now" if offer.priced_at is None else f"{duration((utc_now() - offer.priced_at).total_seconds())} ago"
+
+
+def old_prices(offers: list[Offer]) -> str:
+    """`the prices of aws are 3 days old: make refresh`, where refreshes fail or never ran; else an empty string."""
+    oldest: dict[str, datetime] = {}
+    for offer in offers:
+        if offer.priced_at is not None and utc_now() - offer.priced_at > OLD_PRICES:
+            oldest[offer.provider] = min(offer.priced_at, oldest.get(offer.provider, offer.priced_at))
+    if not oldest:
+        return ""
+    age = duration((utc_now() - min(oldest.values())).total_seconds())
+    return f"the prices of {', '.join(sorted(oldest))} are {age} old: `make refresh` collects them anew"
 
 
 def offers_table(offers: list[Offer]) -> list[str]:
@@ -103,8 +123,8 @@ def offers_markdown(
     lines = [
         f"# Offers for {explain.wanted(requirements)}",
         "",
-        "| # | provider | machine | where | GPU | spot | $/h | what came of it |",
-        "|--:|---|---|---|---|---|--:|---|",
+        "| # | provider | machine | where | GPU | spot | $/h | priced | what came of it |",
+        "|--:|---|---|---|---|---|--:|---|---|",
     ]
     buyable = [one for one in ranked if one.is_buyable]
     for one in buyable[:50]:
@@ -119,15 +139,15 @@ def offers_markdown(
             came_of_it = f"not tried: {one.why}"
         lines.append(_offer_row(str(one.rank), offer, came_of_it))
     if len(buyable) > 50:
-        lines.append(f"| | | and {len(buyable) - 50} more | | | | | |")
+        lines.append(f"| | | and {len(buyable) - 50} more | | | | | | |")
     lines += [_offer_row("-", one.offer, one.why) for one in ranked if not one.is_buyable][:20]
-    lines += [f"| - | {name} | | | | | | did not answer: {_cell(why.message)} |" for name, why in troubles.items()]
+    lines += [f"| - | {name} | | | | | | | did not answer: {_cell(why.message)} |" for name, why in troubles.items()]
     return "\n".join(lines)
 
 
 def _offer_row(rank: str, offer: Offer, came_of_it: str) -> str:
     spot = "yes" if offer.spot else "no"
-    return f"| {rank} | {offer.provider} | {_cell(offer.instance_type)} | {_cell(offer.scope)} | {offer.gpu} | {spot} | {offer.price:.2f} | {_cell(came_of_it)} |"
+    return f"| {rank} | {offer.provider} | {_cell(offer.instance_type)} | {_cell(offer.scope)} | {offer.gpu} | {spot} | {offer.price:.2f} | {priced(offer)} | {_cell(came_of_it)} |"
 
 
 def _came_of_it(attempt: Attempt) -> str:

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 import providers as registry
-from flows import asking
+from flows import asking, story
 from flows.plan import Plan, plan
 from flows.ranking import rank
 from providers import ProviderName
@@ -183,6 +183,18 @@ def test_a_plan_says_what_would_be_rented_for_how_much(market: Callable[..., Non
     svg = base64.b64decode(re.search(r"base64,([^)]+)\)", text)[1]).decode()  # type: ignore[index]
     assert ">gcp<" in svg
     assert ">$3.69<" in svg
+
+
+def test_prices_that_nobody_refreshed_for_days_are_said_to_be_old(market: Callable[..., None]) -> None:
+    market(
+        aws=[offer("aws", 31.0, priced_at=datetime.now(UTC) - timedelta(days=3))],
+        gcp=[offer("gcp", 32.0, priced_at=datetime.now(UTC) - timedelta(hours=23))],
+    )
+    state, found = planned(gpu="H100:8")
+    assert state.message.endswith("; the prices of aws are 3 days old: `make refresh` collects them anew")
+    assert "| 3 days ago |" in artifact()
+    tried = story.offers_markdown(Requirements(), list(found.offers), [], [], {})
+    assert "| 31.00 | 3 days ago |" in tried
 
 
 def test_a_plan_survives_being_stored_as_json(market: Callable[..., None]) -> None:

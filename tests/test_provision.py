@@ -6,24 +6,28 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 from pydantic import SecretStr
 
 import providers as registry
+from blocks.realm import GpuRealm
 from flows import steps
 from flows.inputs import Refused, checked_providers
 from flows.provision import provision
-from flows.record import Record
+from flows.record import Record, new_attempt
 from providers import ProviderName
 from providers.core.contract import Billing
 from providers.core.errors import AuthFailed, InstanceFailed
 from providers.core.gpus import parse_gpu
+from providers.core.lease import Lease
 from providers.core.library import TaskLibrary
-from providers.core.models import Job, Offer, Requirements, Spot
+from providers.core.models import Job, Offer, Requirements, Spot, utc_now
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(180)]
@@ -112,6 +116,24 @@ def test_the_cheapest_that_fits_is_rented_used_and_given_back(rented: Rented) ->
     assert [order.zone for order in rented["alpha"].orders()] == ["north-1"]
     assert rented["beta"].orders() == []
     assert [one.outcome for one in rented.record.attempts] == ["gone"]
+    rented.assert_nothing_is_left()
+
+
+def test_a_run_that_goes_on_after_suspend_gives_back_what_it_had_and_keeps_its_record(rented: Rented) -> None:
+    """Prefect counts a resume as no second run."""
+    library = rented.libraries["beta"]
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run(provision, parameters={"command": "echo again"})
+    offer = library.driver().fetch_offers(Requirements())[0]
+    deadline = utc_now() + timedelta(hours=1)
+    lease = Lease(realm=GpuRealm.current().realm, run_id=flow_run.id, deadline=deadline, run_count=1, attempt=0)
+    instance = library.driver().create_instance(offer, library.spec(lease))
+    line = new_attempt(0, lease.name, offer, "default", library.driver().account_id())
+    Record(flow_run.id, [line.model_copy(update={"outcome": "current", "instance_id": instance.id})]).write()
+    rented.state = run_flow(provision, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+    assert rented.state.is_completed(), rented.state.message
+    assert [(one.attempt, one.outcome) for one in rented.record.attempts] == [(0, "gone"), (1, "gone")]
+    assert rented.record.attempts[0].cost
     rented.assert_nothing_is_left()
 
 
