@@ -20,6 +20,7 @@ from providers.core.errors import (
     ProviderError,
     QuotaExceeded,
     RateLimited,
+    RegionClosed,
     Transient,
     Unconfirmed,
     Unsupported,
@@ -55,6 +56,7 @@ OTHERS = [SAME, OTHER_ZONE, OTHER_SIZE, OTHER_FAMILY, OTHER_MARKET, OTHER_REGION
         (Unconfirmed, [SAME]),
         (NoCapacity, [SAME]),
         (QuotaExceeded, [SAME, OTHER_ZONE, OTHER_SIZE]),
+        (RegionClosed, [SAME, OTHER_ZONE, OTHER_SIZE, OTHER_FAMILY, OTHER_MARKET]),
         (InsufficientFunds, OTHERS[:-1]),
         (AuthFailed, OTHERS[:-1]),
         (InvalidRequest, OTHERS[:-1]),
@@ -123,7 +125,7 @@ def test_every_error_has_a_short_name_for_the_story_and_a_docstring(kind):
 
 
 def test_loud_errors_are_those_that_somebody_must_act_on():
-    assert {kind for kind in ALL if kind.is_loud} == {AuthFailed, InvalidRequest}
+    assert {kind for kind in ALL if kind.is_loud} == {AuthFailed, InvalidRequest, RegionClosed}
 
 
 def test_the_tree_in_the_docstring_is_the_tree():
@@ -133,6 +135,7 @@ def test_the_tree_in_the_docstring_is_the_tree():
         Unconfirmed,
         NoCapacity,
         QuotaExceeded,
+        RegionClosed,
         InsufficientFunds,
         AuthFailed,
         InvalidRequest,

@@ -6,6 +6,7 @@
     ├── Unconfirmed          the offer, once settled or owed: an order was sent and no definite answer came
     ├── NoCapacity           the offer
     ├── QuotaExceeded        the region and GPU (or instance) family
+    ├── RegionClosed         the region, loudly: what an order needs is missing there, or it is not opened to the account yet
     ├── InsufficientFunds    the provider
     ├── AuthFailed           the provider, loudly
     ├── InvalidRequest       the provider, loudly: our bug, or a vendor code nobody mapped yet
@@ -23,7 +24,7 @@ from typing import ClassVar, Literal
 
 from providers.core.models import Offer
 
-Reach = Literal["nothing", "offer", "family", "provider"]
+Reach = Literal["nothing", "offer", "family", "region", "provider"]
 
 
 class ProviderError(Exception):
@@ -47,6 +48,8 @@ class ProviderError(Exception):
             return False
         if self.reach == "provider":
             return True
+        if self.reach == "region":
+            return failed.region == other.region
         if self.reach == "family":
             same_family = (
                 failed.gpu_name == other.gpu_name
@@ -95,6 +98,14 @@ class QuotaExceeded(ProviderError):
 
     short = "over quota"
     reach = "family"
+
+
+class RegionClosed(ProviderError):
+    """The account cannot order in this region as it is: an image or network is missing there, or the vendor has yet to open it."""
+
+    short = "region closed"
+    reach = "region"
+    is_loud = True
 
 
 class InsufficientFunds(ProviderError):
