@@ -35,6 +35,7 @@ from providers.core.errors import (
     ProviderError,
     QuotaExceeded,
     RateLimited,
+    RegionClosed,
     Transient,
     Unconfirmed,
 )
@@ -89,17 +90,20 @@ AUTH: Final = {
     "UnrecognizedClientException",
 }
 # fmt: on
-# What is not mapped is InvalidRequest as well; these are known, and say what to change.
-WRONG: Final = {
-    "IdempotentParameterMismatch": "another order was sent under this name",
+# Ids are of one region, and so is what they leave undone where they are not known.
+CLOSED: Final = {
     "InvalidAMIID.NotFound": "the image is gone: look at the block's images",
     "InvalidAMIID.Unavailable": "the image is not available: look at the block's images",
     "InvalidCapacityReservationId.NotFound": "there is no such reservation: look at the block's capacity reservation",
     "InvalidGroup.NotFound": "there is no such security group: look at the block's security group",
-    "InvalidParameterCombination": "two settings exclude each other",
-    "InvalidParameterValue": "a value is wrong",
     "InvalidSubnetID.NotFound": "there is no such subnet: look at the block's subnets",
     "VPCIdNotSpecified": "the region has no default VPC: name a subnet in the block",
+}
+# What is not mapped is InvalidRequest as well; these are known, and say what to change.
+WRONG: Final = {
+    "IdempotentParameterMismatch": "another order was sent under this name",
+    "InvalidParameterCombination": "two settings exclude each other",
+    "InvalidParameterValue": "a value is wrong",
 }
 GONE: Final = {
     "InvalidAllocationID.NotFound",
@@ -116,6 +120,7 @@ _CLASSES: Final[dict[str, type[ProviderError]]] = {
     **dict.fromkeys(RATE_LIMITED, RateLimited),
     **dict.fromkeys(UNDECIDED | BUSY, Transient),
     **dict.fromkeys(AUTH, AuthFailed),
+    **dict.fromkeys(CLOSED, RegionClosed),
     **dict.fromkeys(WRONG, InvalidRequest),
     **dict.fromkeys(GONE, NotFound),
 }
@@ -323,7 +328,7 @@ class Aws(Provider[AwsCredentials]):
         try:
             with _errors(f"order {offer.instance_type} in {offer.zone}", is_order=True):
                 machines = self._client("ec2", region, repeats=False).run_instances(**order).get("Instances")
-        except InvalidRequest as error:
+        except ProviderError as error:
             if error.code == "IdempotentParameterMismatch":
                 return self._ordered_before(region, spec.name, offer, error)
             if error.code == "InvalidGroup.NotFound" and is_ours:
@@ -445,8 +450,13 @@ class Aws(Provider[AwsCredentials]):
     # --- offers -----------------------------------------------------------------------------------------------------
 
     def _in_zones(self, region: str, offers: list[Offer], requirements: Requirements) -> list[Offer]:
-        """The region's offers, one for each zone that has the type and a subnet for us; what cannot be bought says why."""
-        with_subnet = {subnet.zone for subnet in self._subnets(region)}
+        """The region's offers, one for each zone that has the type and a network for us; what cannot be bought says why."""
+        with_subnet = {subnet.zone: subnet.vpc for subnet in reversed(self._subnets(region))}  # as `_subnet` takes it
+        with_group = set(with_subnet)
+        if chosen := self.credentials.security_group:
+            vpcs = {group["VpcId"] for group in self._groups(region, chosen)}
+            with_group = {zone for zone, vpc in with_subnet.items() if vpc in vpcs}
+        images: dict[tuple[bool, str | None, str | None], str | None] = {}
         zones = self._type_zones(region, {offer.instance_type for offer in offers})
         quotas: dict[str, float | None] = {}
         placed: list[Offer] = []
@@ -460,11 +470,16 @@ class Aws(Provider[AwsCredentials]):
             sized = offer.model_copy(update={"disk_gb": max(_DEFAULT_DISK_GB, requirements.disk_gb or 0.0)})
             if having and not wanted:
                 continue
-            problem = self._image_problem(offer)
+            image = (bool(offer.gpu_count), offer.gpu_vendor, offer.arch)
+            if image not in images:
+                images[image] = self._image_problem(offer)
+            problem = images[image]
             if not having:
                 problem = f"EC2 has no {offer.instance_type} in {region}"
-            elif not wanted & with_subnet:
+            elif not wanted & with_subnet.keys():
                 problem = f"no subnet in {', '.join(sorted(wanted))}: name one in the block, or make the default one"
+            elif not wanted & with_group:
+                problem = f"no security group {chosen} in the VPC of {', '.join(sorted(wanted & with_subnet.keys()))}"
             code = _quota_code(offer)
             if problem is None and code is not None and offer.cpu is not None:
                 if code not in quotas:
@@ -475,12 +490,19 @@ class Aws(Provider[AwsCredentials]):
             if problem is not None:
                 placed += _closed([sized], problem)
             else:
-                placed += [sized.model_copy(update={"zone": zone}) for zone in sorted(wanted & with_subnet)]
+                placed += [sized.model_copy(update={"zone": zone}) for zone in sorted(wanted & with_group)]
         return placed
 
     def _image_problem(self, offer: Offer) -> str | None:
-        if offer.gpu_count and offer.gpu_vendor not in {None, "nvidia"} and self.credentials.gpu_image is None:
-            return f"AWS has no image with {offer.gpu_vendor} drivers: name one in the block"
+        named = self.credentials.gpu_image if offer.gpu_count else self.credentials.cpu_image
+        if named is None:  # AWS's own images are in every region
+            if offer.gpu_count and offer.gpu_vendor not in {None, "nvidia"}:
+                return f"AWS has no image with {offer.gpu_vendor} drivers: name one in the block"
+            return None
+        try:
+            self._image(offer, AwsOptions())
+        except RegionClosed as error:
+            return error.message
         return None
 
     def _type_zones(self, region: str, types: set[str]) -> dict[str, set[str]]:
@@ -609,7 +631,7 @@ class Aws(Provider[AwsCredentials]):
             with _errors(f"look for the image {wanted.name}"):
                 found = list(self._pages(offer.region, "describe_images", "Images", **query))
             if not found:
-                raise InvalidRequest(
+                raise RegionClosed(
                     f"no {arch} image {wanted.name!r} of owner {wanted.owner} in {offer.region}: name another in the block"
                 )
             newest = max(found, key=lambda image: (image["CreationDate"], image["ImageId"]))
@@ -638,7 +660,7 @@ class Aws(Provider[AwsCredentials]):
         for subnet in self._subnets(region):
             if subnet.zone == zone:
                 return subnet
-        raise InvalidRequest(f"no subnet in {zone}: name one in the block, or make the zone's default subnet")
+        raise RegionClosed(f"no subnet in {zone}: name one in the block, or make the zone's default subnet")
 
     def _security_group(self, region: str, vpc: str, name: str, port: int) -> tuple[str, bool]:
         """The group's id, and whether it is ours.
@@ -647,15 +669,16 @@ class Aws(Provider[AwsCredentials]):
         machine would take it away under the next order.
         """
         if chosen := self.credentials.security_group:
-            key = "group-id" if chosen.startswith("sg-") else "group-name"
-            found = self._groups(region, vpc, key, chosen)
+            found = self._groups(region, chosen, vpc)
             if not found:
-                raise InvalidRequest(f"no security group {chosen} in {vpc}: look at the block's security group")
+                raise RegionClosed(
+                    f"no security group {chosen} in {vpc} of {region}: look at the block's security group"
+                )
             return found[0]["GroupId"], False
         realm = parsed.realm if (parsed := lease.Lease.parse(name)) else "none"
         title = f"prefect-gpu-{realm}"
         ec2 = self._client("ec2", region)
-        found = self._groups(region, vpc, "group-name", title)
+        found = self._groups(region, title, vpc)
         if not found:
             try:
                 with _errors(f"make the security group {title}"):
@@ -672,7 +695,7 @@ class Aws(Provider[AwsCredentials]):
                 if error.code != "InvalidGroup.Duplicate":
                     raise
                 # Another worker was first.
-                found = self._groups(region, vpc, "group-name", title)
+                found = self._groups(region, title, vpc)
                 if not found:
                     raise Transient("AWS does not show the new security group yet", code=error.code) from None
         group = str(found[0]["GroupId"])
@@ -692,9 +715,12 @@ class Aws(Provider[AwsCredentials]):
                     raise
         return group, True
 
-    def _groups(self, region: str, vpc: str, key: str, value: str) -> list[dict[str, Any]]:
-        filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": key, "Values": [value]}]
-        with _errors(f"look for the security group {value}"):
+    def _groups(self, region: str, chosen: str, vpc: str | None = None) -> list[dict[str, Any]]:
+        """The groups of this id or name, in one VPC or in all of the region."""
+        filters = [{"Name": "group-id" if chosen.startswith("sg-") else "group-name", "Values": [chosen]}]
+        if vpc is not None:
+            filters.append({"Name": "vpc-id", "Values": [vpc]})
+        with _errors(f"look for the security group {chosen}"):
             return list(self._pages(region, "describe_security_groups", "SecurityGroups", Filters=filters))
 
     def _missing_to_order(self, region: str) -> list[str]:
@@ -902,7 +928,7 @@ def _refusal(error: boto_errors.ClientError, doing: str, *, is_order: bool) -> P
     kind = _CLASSES.get(code, Transient if status >= 500 else InvalidRequest)
     if status == 429 and code not in _CLASSES:
         kind = RateLimited
-    hint = f" ({WRONG[code]})" if code in WRONG else ""
+    hint = f" ({known})" if (known := CLOSED.get(code) or WRONG.get(code)) else ""
     if is_order and kind is Transient and code not in BUSY:
         kind = Unconfirmed
     return kind(f"AWS could not {doing}: {code}: {words}{hint}", code=code)

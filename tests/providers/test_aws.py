@@ -39,6 +39,7 @@ from providers.core.errors import (
     ProviderError,
     QuotaExceeded,
     RateLimited,
+    RegionClosed,
     Transient,
     Unconfirmed,
 )
@@ -58,7 +59,7 @@ from providers.core.models import (
     utc_now,
 )
 from tests.conformance import MASTER_SECRET, Faults, ProviderConformance, Subject, launch_spec, lease_name, same_error
-from tests.fakes.aws import ACCOUNT, IMAGES, AwsCloud, priced_offers
+from tests.fakes.aws import ACCOUNT, IMAGES, REGIONS, AwsCloud, priced_offers
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 AWS_ATTEMPTS = 3  # boto3 sends a read so often before it gives up
@@ -473,7 +474,7 @@ def test_an_image_of_the_order_goes_before_the_blocks_and_a_missing_one_is_expla
     assert order_sent(cloud)["ImageId"] == "ami-00000007"
     assert order_sent(cloud)["BlockDeviceMapping.1.Ebs.VolumeType"] == "gp2"
     nothing = cloud.driver(cpu_image=AwsImage(owner="self", name="no-such-*"))
-    with pytest.raises(InvalidRequest, match=r"no x86_64 image 'no-such-\*' of owner self in us-east-1"):
+    with pytest.raises(RegionClosed, match=r"no x86_64 image 'no-such-\*' of owner self in us-east-1"):
         nothing.create_instance(offer_of(), launch_spec(nothing, lease_name()))
 
 
@@ -571,7 +572,7 @@ def test_a_group_of_the_team_is_used_as_it_is(cloud: AwsCloud, by: str) -> None:
     assert made_groups(cloud) == []
     assert cloud.calls("AuthorizeSecurityGroupIngress") == []
     missing = cloud.driver(security_group="no-such")
-    with pytest.raises(InvalidRequest, match="no security group no-such"):
+    with pytest.raises(RegionClosed, match=r"no security group no-such in vpc-\w+ of us-east-1"):
         missing.create_instance(offer_of(), launch_spec(missing, lease_name()))
 
 
@@ -584,7 +585,7 @@ def test_the_blocks_subnets_are_used_in_their_zones_and_no_others(cloud: AwsClou
     assert {offer.zone for offer in offers if offer.availability is not Availability.UNAVAILABLE} == {"us-east-1b"}
     driver.create_instance(offer_of(zone="us-east-1b"), launch_spec(driver, lease_name()))
     assert order_sent(cloud)["NetworkInterface.1.SubnetId"] == subnet
-    with pytest.raises(InvalidRequest, match="no subnet in us-east-1a"):
+    with pytest.raises(RegionClosed, match="no subnet in us-east-1a"):
         driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
 
 
@@ -823,8 +824,9 @@ REFUSALS: dict[type[ProviderError], str] = {
         ExpiredTokenException RequestExpired SignatureDoesNotMatch InvalidClientTokenId UnrecognizedClientException
         MissingAuthenticationToken IncompleteSignature AccessDenied AccessDeniedException InvalidAccessKeyId
         InvalidSecurityToken NotAuthorized AuthFailure.ServiceLinkedRoleCreationNotPermitted Client.UnauthorizedOperation""",
-    InvalidRequest: """InvalidAMIID.NotFound InvalidAMIID.Unavailable InvalidSubnetID.NotFound InvalidParameterValue
-        InvalidParameterCombination InvalidCapacityReservationId.NotFound VPCIdNotSpecified NeverSeenBefore""",
+    RegionClosed: """InvalidAMIID.NotFound InvalidAMIID.Unavailable InvalidSubnetID.NotFound VPCIdNotSpecified
+        InvalidCapacityReservationId.NotFound""",
+    InvalidRequest: "InvalidParameterValue InvalidParameterCombination NeverSeenBefore",
     Transient: "DependencyViolation IncorrectState ResourceInUse VolumeInUse InvalidNetworkInterface.InUse",
 }
 
@@ -1218,6 +1220,50 @@ def test_a_zone_without_a_subnet_for_us_is_not_offered(cloud: AwsCloud) -> None:
     offers = driver.fetch_offers(Requirements())
     assert all(offer.availability is Availability.UNAVAILABLE for offer in offers)
     assert "no subnet in us-east-1a, us-east-1b" in (why_closed(offers, "m5.large") or "")
+
+
+@pytest.mark.parametrize("by", ["GroupName", "GroupId"])
+def test_a_region_without_the_blocks_security_group_is_not_offered_and_the_others_are(cloud: AwsCloud, by: str) -> None:
+    vpc = cloud.ec2("us-west-2").describe_vpcs()["Vpcs"][0]["VpcId"]
+    made = cloud.ec2("us-west-2").create_security_group(GroupName="team-ssh", Description="theirs", VpcId=vpc)
+    chosen = {"GroupName": "team-ssh", "GroupId": made["GroupId"]}[by]
+    driver = cloud.driver(security_group=chosen)
+    offers = driver.fetch_offers(Requirements())
+    assert {offer.region for offer in offers if offer.zone} == {"us-west-2"}
+    assert why_closed(offers, "m5.large", "eu-west-1") == (
+        f"no security group {chosen} in the VPC of eu-west-1a, eu-west-1b, eu-west-1c"
+    )
+    assert len(cloud.calls("DescribeSecurityGroups")) == 3, "one question for each region"
+    here = next(offer for offer in offers if offer.zone)
+    driver.create_instance(here, launch_spec(driver, lease_name()))
+    assert order_sent(cloud)["NetworkInterface.1.SecurityGroupId.1"] == made["GroupId"]
+
+
+def test_a_zone_whose_subnet_stands_in_another_vpc_than_the_blocks_group_is_not_offered(cloud: AwsCloud) -> None:
+    ec2 = cloud.ec2()
+    home = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    group = ec2.create_security_group(GroupName="team-ssh", Description="theirs", VpcId=home)["GroupId"]
+    here = ec2.describe_subnets(Filters=[{"Name": "availability-zone", "Values": ["us-east-1a"]}])["Subnets"][0]
+    away = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    there = ec2.create_subnet(VpcId=away, CidrBlock="10.9.1.0/24", AvailabilityZone="us-east-1b")["Subnet"]
+    driver = cloud.driver(subnets=[here["SubnetId"], there["SubnetId"]], security_group=group, regions=["us-east-1"])
+    assert {offer.zone for offer in driver.fetch_offers(Requirements()) if offer.zone} == {"us-east-1a"}
+    with pytest.raises(RegionClosed, match=f"no security group {group} in {away}"):
+        driver.create_instance(offer_of(zone="us-east-1b"), launch_spec(driver, lease_name()))
+
+
+def test_a_region_without_the_blocks_image_is_not_offered_and_the_others_are(cloud: AwsCloud) -> None:
+    ours = AwsImage(owner="self", name="team-*", user="root", port=cloud.ssh_port)
+    cloud.ec2("us-west-2").copy_image(Name="team-1", SourceImageId="ami-00000008", SourceRegion="us-west-2")
+    driver = cloud.driver(cpu_image=ours)
+    offers = driver.fetch_offers(Requirements())
+    assert {offer.region for offer in offers if offer.zone and offer.instance_type == "m5.large"} == {"us-west-2"}
+    assert why_closed(offers, "m5.large", "eu-west-1") == (
+        "no x86_64 image 'team-*' of owner self in eu-west-1: name another in the block"
+    )
+    assert {offer.region for offer in offers if offer.zone and offer.gpu_count} == set(REGIONS), "another image"
+    asked = [call["region"] for call in cloud.calls("DescribeImages")]
+    assert {region: asked.count(region) for region in asked} == dict.fromkeys(REGIONS, 2), "once for each image"
 
 
 def test_when_no_region_answers_the_error_is_told_and_not_an_empty_list(cloud: AwsCloud, driver: Aws) -> None:
