@@ -29,6 +29,7 @@ from providers.core import cloud_init, lease
 from providers.core.contract import Billing, Capabilities, Connection, Provider, RateLimit
 from providers.core.errors import (
     AuthFailed,
+    InstanceFailed,
     InvalidRequest,
     NoCapacity,
     NotFound,
@@ -66,7 +67,8 @@ NO_CAPACITY: Final = {
     "InsufficientFreeAddressesInSubnet", "InsufficientHostCapacity", "InsufficientInstanceCapacity",
     "InsufficientReservedInstanceCapacity", "InsufficientVolumeCapacity", "ReservationCapacityExceeded",
     "SpotMaxPriceTooLow", "UnfulfillableCapacity",
-    "Unsupported",  # this type is not in this zone
+    # This type, disk or image is not for this zone or each other; the next offer is.
+    "InvalidAvailabilityZone", "Unsupported", "UnsupportedOperation", "VolumeTypeNotAvailableInZone",
 }
 QUOTA: Final = {
     "AddressLimitExceeded", "InstanceLimitExceeded", "MaxIOPSLimitExceeded", "MaxSpotInstanceCountExceeded",
@@ -86,7 +88,7 @@ AUTH: Final = {
     "AccessDenied", "AccessDeniedException", "AuthFailure", "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
     "Blocked", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
     "InvalidClientTokenId", "InvalidSecurityToken", "MissingAuthenticationToken", "NotAuthorized", "OptInRequired",
-    "PendingVerification", "RequestExpired", "SignatureDoesNotMatch", "UnauthorizedOperation",
+    "RequestExpired", "SignatureDoesNotMatch", "UnauthorizedOperation",
     "UnrecognizedClientException",
 }
 # fmt: on
@@ -97,11 +99,16 @@ CLOSED: Final = {
     "InvalidCapacityReservationId.NotFound": "there is no such reservation: look at the block's capacity reservation",
     "InvalidGroup.NotFound": "there is no such security group: look at the block's security group",
     "InvalidSubnetID.NotFound": "there is no such subnet: look at the block's subnets",
+    "PendingVerification": "AWS is still checking the account's first order in this region, mostly for minutes",
     "VPCIdNotSpecified": "the region has no default VPC: name a subnet in the block",
+}
+# The token is known: a machine was ordered under this name, and perhaps ended.
+ORDERED_BEFORE: Final = {
+    "IdempotentInstanceTerminated": "the machine that was ordered under this name has ended",
+    "IdempotentParameterMismatch": "another order was sent under this name",
 }
 # What is not mapped is InvalidRequest as well; these are known, and say what to change.
 WRONG: Final = {
-    "IdempotentParameterMismatch": "another order was sent under this name",
     "InvalidParameterCombination": "two settings exclude each other",
     "InvalidParameterValue": "a value is wrong",
 }
@@ -122,8 +129,11 @@ _CLASSES: Final[dict[str, type[ProviderError]]] = {
     **dict.fromkeys(AUTH, AuthFailed),
     **dict.fromkeys(CLOSED, RegionClosed),
     **dict.fromkeys(WRONG, InvalidRequest),
+    "IdempotentInstanceTerminated": InstanceFailed,
+    "IdempotentParameterMismatch": InvalidRequest,
     **dict.fromkeys(GONE, NotFound),
 }
+_HINTS: Final = {**CLOSED, **ORDERED_BEFORE, **WRONG}
 
 _STATES: Final = {
     "pending": InstanceState.PROVISIONING,
@@ -329,7 +339,7 @@ class Aws(Provider[AwsCredentials]):
             with _errors(f"order {offer.instance_type} in {offer.zone}", is_order=True):
                 machines = self._client("ec2", region, repeats=False).run_instances(**order).get("Instances")
         except ProviderError as error:
-            if error.code == "IdempotentParameterMismatch":
+            if error.code in ORDERED_BEFORE:
                 return self._ordered_before(region, spec.name, offer, error)
             if error.code == "InvalidGroup.NotFound" and is_ours:
                 # The group was made a moment ago and is not everywhere yet; nothing was bought.
@@ -597,7 +607,7 @@ class Aws(Provider[AwsCredentials]):
         return order
 
     def _ordered_before(self, region: str, name: str, offer: Offer, error: ProviderError) -> Instance:
-        """What was ordered under this name: the mismatch proves that something was.
+        """What was ordered under this name, when EC2's answer proves that something was: also if it has ended by now.
 
         The newest image may be another one by the time an order is repeated, which makes it a different order.
         """
@@ -605,6 +615,8 @@ class Aws(Provider[AwsCredentials]):
             found = self._instances(region, [{"Name": "client-token", "Values": [name]}])
         here = [instance for instance in found if instance.zone == offer.zone]
         if not here:
+            if isinstance(error, InstanceFailed):
+                raise error
             raise Unconfirmed(f"AWS has an order under the name {name} and does not show it yet", code=error.code)
         if here[0].raw["instance_type"] != offer.instance_type:
             raise error
@@ -928,7 +940,7 @@ def _refusal(error: boto_errors.ClientError, doing: str, *, is_order: bool) -> P
     kind = _CLASSES.get(code, Transient if status >= 500 else InvalidRequest)
     if status == 429 and code not in _CLASSES:
         kind = RateLimited
-    hint = f" ({known})" if (known := CLOSED.get(code) or WRONG.get(code)) else ""
+    hint = f" ({known})" if (known := _HINTS.get(code)) else ""
     if is_order and kind is Transient and code not in BUSY:
         kind = Unconfirmed
     return kind(f"AWS could not {doing}: {code}: {words}{hint}", code=code)

@@ -4,7 +4,8 @@
 and ends with the test process. What moto does differently, and the layer around it does as AWS documents it:
 
 * moto starts a new instance for each RunInstances: here a ClientToken is a key within Region and zone; the same token with other
-  parameters is `IdempotentParameterMismatch`, with the same ones the first answer again (also while the first is being carried out);
+  parameters is `IdempotentParameterMismatch`, with the same ones the first answer again (also while the first is being carried out),
+  and `IdempotentInstanceTerminated` once its instance is terminated;
 * moto's instances run at once and end at once: here they are `pending`, `running`, `shutting-down`, `terminated`;
 * moto shows at once what was made: here listings can lag (`hide_new`), by id it is `InvalidInstanceID.NotFound` until then;
 * moto has no machines: here each instance has an SSH server on a loopback address of its own (tests/fakes/aws_machine.py),
@@ -357,6 +358,9 @@ class _Cloud:
             first, reply = self.orders[key]
             if first != print_:
                 return _error("IdempotentParameterMismatch", "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).", 400)  # fmt: skip
+            ordered = (one for one in self._backend(region).all_instances() if self.tokens.get(one.id) == key[2])
+            if all(one.state == "terminated" for one in ordered if one.placement.zone == zone):
+                return _error("IdempotentInstanceTerminated", "The client token was used by a request whose instance has been terminated.", 400)  # fmt: skip
             return reply
         before = {machine.id for machine in self._backend(region).all_instances()}
         reply = self._plain(environ, region, action, sent)

@@ -33,6 +33,7 @@ from providers.aws import Aws, AwsOptions
 from providers.core import orders, remote
 from providers.core.errors import (
     AuthFailed,
+    InstanceFailed,
     InvalidRequest,
     NoCapacity,
     NotFound,
@@ -453,6 +454,27 @@ def test_another_order_under_the_same_name_is_our_bug(cloud: AwsCloud, driver: A
     assert len(cloud.alive()) == 1
 
 
+def test_an_order_repeated_after_its_machine_ended_is_that_machine_and_buys_no_other(
+    cloud: AwsCloud, driver: Aws
+) -> None:
+    spec = launch_spec(driver, lease_name())
+    created = driver.create_instance(offer_of(), spec)
+    driver.terminate_instance(created.id)
+    wait_for(InstanceState.TERMINATED, driver, created)
+    again = driver.create_instance(offer_of(), spec)
+    assert (again.id, again.state) == (created.id, InstanceState.TERMINATED)
+    assert cloud.alive() == []
+
+
+def test_an_order_repeated_after_its_machine_ended_and_was_forgotten_failed_and_the_next_offer_is_tried(
+    cloud: AwsCloud, driver: Aws
+) -> None:
+    cloud.fail("RunInstances", "IdempotentInstanceTerminated")
+    with pytest.raises(InstanceFailed, match="ordered under this name has ended") as raised:
+        driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
+    assert not raised.value.rules_out(offer_of(), offer_of(zone="us-east-1b"))
+
+
 @pytest.mark.parametrize("page_size", [1000, 1])
 def test_the_image_is_the_newest_of_its_owner_by_name(cloud: AwsCloud, page_size: int) -> None:
     cloud.set(page_size=page_size)
@@ -812,7 +834,7 @@ REFUSALS: dict[type[ProviderError], str] = {
     NoCapacity: """InsufficientInstanceCapacity InsufficientHostCapacity InsufficientReservedInstanceCapacity
         InsufficientCapacityOnHost UnfulfillableCapacity Unsupported SpotMaxPriceTooLow InsufficientFreeAddressesInSubnet
         InsufficientCapacity InsufficientAddressCapacity InsufficientVolumeCapacity ReservationCapacityExceeded
-        Server.InsufficientInstanceCapacity""",
+        Server.InsufficientInstanceCapacity VolumeTypeNotAvailableInZone InvalidAvailabilityZone UnsupportedOperation""",
     QuotaExceeded: """VcpuLimitExceeded InstanceLimitExceeded MaxSpotInstanceCountExceeded AddressLimitExceeded
         VolumeLimitExceeded MaxIOPSLimitExceeded NetworkInterfaceLimitExceeded ResourceLimitExceeded
         SecurityGroupLimitExceeded SecurityGroupsPerInstanceLimitExceeded""",
@@ -820,12 +842,12 @@ REFUSALS: dict[type[ProviderError], str] = {
         RequestThrottledException SlowDown BandwidthLimitExceeded EC2ThrottledException""",
     Unconfirmed: """InternalError InternalFailure ServiceUnavailable Unavailable InternalServiceError RequestTimeout
         RequestTimeoutException ServiceException ServiceUnavailableException PriorRequestNotComplete""",
-    AuthFailed: """AuthFailure UnauthorizedOperation OptInRequired PendingVerification Blocked ExpiredToken
+    AuthFailed: """AuthFailure UnauthorizedOperation OptInRequired Blocked ExpiredToken
         ExpiredTokenException RequestExpired SignatureDoesNotMatch InvalidClientTokenId UnrecognizedClientException
         MissingAuthenticationToken IncompleteSignature AccessDenied AccessDeniedException InvalidAccessKeyId
         InvalidSecurityToken NotAuthorized AuthFailure.ServiceLinkedRoleCreationNotPermitted Client.UnauthorizedOperation""",
     RegionClosed: """InvalidAMIID.NotFound InvalidAMIID.Unavailable InvalidSubnetID.NotFound VPCIdNotSpecified
-        InvalidCapacityReservationId.NotFound""",
+        InvalidCapacityReservationId.NotFound PendingVerification""",
     InvalidRequest: "InvalidParameterValue InvalidParameterCombination NeverSeenBefore",
     Transient: "DependencyViolation IncorrectState ResourceInUse VolumeInUse InvalidNetworkInterface.InUse",
 }
@@ -854,7 +876,7 @@ def steady_driver(cloud: AwsCloud) -> Aws:
 
 def test_every_code_of_the_drivers_table_stands_in_the_tests_table() -> None:
     tested = {code for codes in REFUSALS.values() for code in codes.split()}
-    elsewhere = {"IdempotentParameterMismatch", "InvalidGroup.NotFound"} | aws.GONE
+    elsewhere = {"InvalidGroup.NotFound", *aws.ORDERED_BEFORE} | aws.GONE
     assert set(aws._CLASSES) <= tested | elsewhere
 
 
