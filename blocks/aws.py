@@ -107,7 +107,7 @@ class AwsCredentials(CredentialsBlock):
     capacity_reservation: str | None = Field(
         default=None,
         title="Capacity reservation",
-        description="Id of a reservation (cr-...) that orders in its zone are placed in.",
+        description="Id of a reservation or capacity block (cr-...). On-demand orders of its type in its zone are placed in it.",
     )
 
     @field_validator("ssh_from")

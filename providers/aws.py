@@ -216,6 +216,7 @@ _RIGHTS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("ec2:DeleteNetworkInterface", "delete_network_interface", {"NetworkInterfaceId": "eni-00000000000000000"}),
     ("ec2:ReleaseAddress", "release_address", {"AllocationId": "eipalloc-00000000000000000"}),
 )
+_RESERVATION_RIGHT: Final = ("ec2:DescribeCapacityReservations", "describe_capacity_reservations", {"MaxResults": 5})
 
 
 class AwsOptions(Model):
@@ -225,8 +226,7 @@ class AwsOptions(Model):
     image_user: str | None = None  # None: as for the image it replaces
     volume_type: Literal["gp3", "gp2", "io2"] | None = None  # None: the block's
     instance_profile: str | None = None  # name; None: the block's
-    capacity_reservation: str | None = None  # id; None: the block's
-    capacity_block: bool = False  # the reservation is a capacity block for ML
+    capacity_reservation: str | None = None  # id, used where the order fits it; None: the block's
     max_spot_price: float | None = None  # USD per hour; None: up to the on-demand price
 
 
@@ -236,6 +236,18 @@ class _Image(NamedTuple):
     disk_gb: int
     user: str
     port: int
+
+
+class _Reservation(NamedTuple):
+    id: str
+    instance_type: str
+    zone: str
+    free: int
+    is_block: bool  # a capacity block for ML
+
+    def covers(self, offer: Offer) -> bool:
+        """Whether an order of this offer may name it; a full one is named too, or its last order could not be repeated."""
+        return not offer.spot and (self.instance_type, self.zone) == (offer.instance_type, offer.zone)
 
 
 class _Subnet(NamedTuple):
@@ -334,7 +346,8 @@ class Aws(Provider[AwsCredentials]):
         image = self._image(offer, options)
         subnet = self._subnet(region, offer.zone)
         group, is_ours = self._security_group(region, subnet.vpc, spec.name, image.port)
-        order = self._order(offer, spec, options, image, subnet, group)
+        reservation = None if offer.spot else self._reservation(region, options)
+        order = self._order(offer, spec, options, image, subnet, group, reservation)
         try:
             with _errors(f"order {offer.instance_type} in {offer.zone}", is_order=True):
                 machines = self._client("ec2", region, repeats=False).run_instances(**order).get("Instances")
@@ -431,7 +444,8 @@ class Aws(Provider[AwsCredentials]):
         self.account_id()
         region = next(iter(self.credentials.regions), self._home)
         ec2 = self._client("ec2", region)
-        denied = [right for right, call, sent in _RIGHTS if _is_denied(ec2, call, sent)]
+        rights = _RIGHTS if self.credentials.capacity_reservation is None else (*_RIGHTS, _RESERVATION_RIGHT)
+        denied = [right for right, call, sent in rights if _is_denied(ec2, call, sent)]
         if _is_denied(ec2, "describe_regions", {}):
             denied.insert(0, "ec2:DescribeRegions")
         if not denied:
@@ -466,6 +480,7 @@ class Aws(Provider[AwsCredentials]):
         if chosen := self.credentials.security_group:
             vpcs = {group["VpcId"] for group in self._groups(region, chosen)}
             with_group = {zone for zone, vpc in with_subnet.items() if vpc in vpcs}
+        reservation = self._reservation(region, AwsOptions())
         images: dict[tuple[bool, str | None, str | None], str | None] = {}
         zones = self._type_zones(region, {offer.instance_type for offer in offers})
         quotas: dict[str, float | None] = {}
@@ -490,18 +505,27 @@ class Aws(Provider[AwsCredentials]):
                 problem = f"no subnet in {', '.join(sorted(wanted))}: name one in the block, or make the default one"
             elif not wanted & with_group:
                 problem = f"no security group {chosen} in the VPC of {', '.join(sorted(wanted & with_subnet.keys()))}"
-            code = _quota_code(offer)
-            if problem is None and code is not None and offer.cpu is not None:
-                if code not in quotas:
-                    quotas[code] = self._quota_if_told(region, code)
-                quota = quotas[code]
-                if quota is not None and quota < offer.cpu:
-                    problem = f"quota {code} is {quota:g} vCPU in {region}, this takes {offer.cpu:g}: ask AWS for more"
-            if problem is not None:
+            if (problem := problem or self._quota_problem(offer, quotas)) is not None:
                 placed += _closed([sized], problem)
-            else:
-                placed += [sized.model_copy(update={"zone": zone}) for zone in sorted(wanted & with_group)]
+                continue
+            for zone in sorted(wanted & with_group):
+                here = sized.model_copy(update={"zone": zone})
+                if reservation is not None and reservation.free and reservation.covers(here):
+                    here = here.model_copy(update={"availability": Availability.AVAILABLE})
+                placed.append(here)
         return placed
+
+    def _quota_problem(self, offer: Offer, quotas: dict[str, float | None]) -> str | None:
+        """Whether the offer is above its quota; `quotas` keeps what the region told already."""
+        code = _quota_code(offer)
+        if code is None or offer.cpu is None:
+            return None
+        if code not in quotas:
+            quotas[code] = self._quota_if_told(offer.region, code)
+        quota = quotas[code]
+        if quota is None or quota >= offer.cpu:
+            return None
+        return f"quota {code} is {quota:g} vCPU in {offer.region}, this takes {offer.cpu:g}: ask AWS for more"
 
     def _image_problem(self, offer: Offer) -> str | None:
         named = self.credentials.gpu_image if offer.gpu_count else self.credentials.cpu_image
@@ -546,7 +570,14 @@ class Aws(Provider[AwsCredentials]):
     # --- orders -----------------------------------------------------------------------------------------------------
 
     def _order(
-        self, offer: Offer, spec: LaunchSpec, options: AwsOptions, image: _Image, subnet: _Subnet, group: str
+        self,
+        offer: Offer,
+        spec: LaunchSpec,
+        options: AwsOptions,
+        image: _Image,
+        subnet: _Subnet,
+        group: str,
+        reservation: _Reservation | None,
     ) -> dict[str, Any]:
         services = {"notice": _NOTICE_WATCHER} if offer.spot else {}
         user_data = cloud_init.user_data(spec, powers_off=True, services=services)
@@ -593,12 +624,12 @@ class Aws(Provider[AwsCredentials]):
         }
         if profile := options.instance_profile or self.credentials.instance_profile:
             order["IamInstanceProfile"] = {"Name": profile}
-        if reservation := options.capacity_reservation or self.credentials.capacity_reservation:
+        if reservation is not None and reservation.covers(offer):
             order["CapacityReservationSpecification"] = {
-                "CapacityReservationTarget": {"CapacityReservationId": reservation}
+                "CapacityReservationTarget": {"CapacityReservationId": reservation.id}
             }
-        if options.capacity_block:
-            order["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
+            if reservation.is_block:
+                order["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
         elif offer.spot:
             spot: dict[str, Any] = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
             if options.max_spot_price is not None:
@@ -621,6 +652,29 @@ class Aws(Provider[AwsCredentials]):
         if here[0].raw["instance_type"] != offer.instance_type:
             raise error
         return here[0]
+
+    def _reservation(self, region: str, options: AwsOptions) -> _Reservation | None:
+        """The capacity reservation of the order or the block, where it is one of this region and active now."""
+        chosen = options.capacity_reservation or self.credentials.capacity_reservation
+        if chosen is None:
+            return None
+        try:
+            with _errors(f"look at the capacity reservation {chosen}"):
+                reply = self._client("ec2", region).describe_capacity_reservations(CapacityReservationIds=[chosen])
+        except RegionClosed as error:
+            if error.code != "InvalidCapacityReservationId.NotFound":
+                raise
+            return None  # it is of another region
+        for row in reply["CapacityReservations"]:
+            if row["State"] == "active":
+                return _Reservation(
+                    id=chosen,
+                    instance_type=row["InstanceType"],
+                    zone=row["AvailabilityZone"],
+                    free=row["AvailableInstanceCount"],
+                    is_block=row.get("ReservationType") == "capacity-block",
+                )
+        return None
 
     def _image(self, offer: Offer, options: AwsOptions) -> _Image:
         is_gpu = bool(offer.gpu_count)

@@ -11,6 +11,7 @@ and ends with the test process. What moto does differently, and the layer around
 * moto has no machines: here each instance has an SSH server on a loopback address of its own (tests/fakes/aws_machine.py),
   reads its user data, and ends itself at its lease's end;
 * moto tags no network interfaces at RunInstances, knows no `client-token` filter, no EC2 quotas and pages only instances: here it does;
+* moto has no capacity reservations: here they are what `set(reservations=)` says, and orders that do not fit theirs are refused;
 * moto terminates the first of two ids though the second is unknown: EC2 terminates none;
 * errors by code, lost and unreadable answers, closed regions: `fail()`.
 """
@@ -200,7 +201,9 @@ class AwsCloud:
         self._tell(op="mend")
 
     def set(self, **settings: Any) -> None:
-        """`page_size`, `hide_new` (s), `boot_s`, `shutdown_s`, `regions`, `quotas` ({code: vCPU}), `keep_volumes`."""
+        """`page_size`, `hide_new` (s), `boot_s`, `shutdown_s`, `regions`, `quotas` ({code: vCPU}), `keep_volumes`,
+        `reservations` ({id: what DescribeCapacityReservations shows of it}).
+        """
         self._tell(op="set", settings=settings)
 
     def calls(self, action: str = "") -> list[dict[str, Any]]:
@@ -255,6 +258,7 @@ _DEFAULTS = {
     "shutdown_s": 0.1,
     "regions": list(REGIONS),
     "quotas": {},
+    "reservations": {},
     "keep_volumes": False,  # the next terminate leaves the root volume behind
 }
 Reply = tuple[int, str, bytes]
@@ -309,6 +313,7 @@ class _Cloud:
         handler = {
             "RunInstances": self._run,
             "TerminateInstances": self._terminate,
+            "DescribeCapacityReservations": self._reservations,
         }.get(action, self._describe if action in _PAGED or action == "DescribeRegions" else self._plain)
         with self.lock:
             reply = handler(environ, region, action, sent)
@@ -362,6 +367,8 @@ class _Cloud:
             if all(one.state == "terminated" for one in ordered if one.placement.zone == zone):
                 return _error("IdempotentInstanceTerminated", "The client token was used by a request whose instance has been terminated.", 400)  # fmt: skip
             return reply
+        if refusal := self._reserved_otherwise(region, sent):
+            return refusal
         before = {machine.id for machine in self._backend(region).all_instances()}
         reply = self._plain(environ, region, action, sent)
         if reply[0] != 200:
@@ -372,6 +379,42 @@ class _Cloud:
             if instance.id not in before:
                 self._boot(region, instance, sent)
         return reply
+
+    def _reserved(self, region: str, one: str) -> dict[str, Any] | None:
+        found = self.settings["reservations"].get(one)
+        return found if found and found["AvailabilityZone"].startswith(region) else None
+
+    def _reserved_otherwise(self, region: str, sent: dict[str, str]) -> Reply | None:
+        """The refusal of an order that names a reservation and does not fit it."""
+        one = sent.get("CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId")
+        market = sent.get("InstanceMarketOptions.MarketType")
+        found = self._reserved(region, one) if one else None
+        if one and not found:
+            return _no_reservation(one)
+        if market == "capacity-block" and not found:
+            return _error("InvalidParameterCombination", "A capacity block needs its reservation", 400)
+        if found is None:
+            return None
+        wanted = "capacity-block" if found["ReservationType"] == "capacity-block" else None
+        place = (sent["InstanceType"], sent["Placement.AvailabilityZone"])
+        if place != (found["InstanceType"], found["AvailabilityZone"]) or market != wanted:
+            return _error("InvalidParameterCombination", f"The order does not fit the reservation {one}", 400)
+        if found["State"] != "active" or not found["AvailableInstanceCount"]:
+            return _error("ReservationCapacityExceeded", f"The reservation {one} has no capacity", 400)
+        found["AvailableInstanceCount"] -= 1
+        return None
+
+    def _reservations(self, environ: dict[str, Any], region: str, action: str, sent: dict[str, str]) -> Reply:
+        if sent.get("DryRun") == "true":
+            return _error("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412)
+        rows = ""
+        for one in (value for key, value in sent.items() if key.startswith("CapacityReservationId.")):
+            found = self._reserved(region, one)
+            if found is None:
+                return _no_reservation(one)
+            fields = {"CapacityReservationId": one, **found}.items()
+            rows += "".join(["<item>", *(f"<{key[0].lower()}{key[1:]}>{value}</{key[0].lower()}{key[1:]}>" for key, value in fields), "</item>"])  # fmt: skip
+        return 200, "text/xml", f"<{action}Response><capacityReservationSet>{rows}</capacityReservationSet></{action}Response>".encode()  # fmt: skip
 
     def _boot(self, region: str, instance: Any, sent: dict[str, str]) -> None:
         number = next(self.addresses)
@@ -595,6 +638,10 @@ class _Cloud:
 
 def _name(resource: Any) -> str | None:
     return {tag["key"]: tag["value"] for tag in resource.get_tags()}.get("Name")
+
+
+def _no_reservation(one: str) -> Reply:
+    return _error("InvalidCapacityReservationId.NotFound", f"The capacity reservation '{one}' does not exist", 400)
 
 
 def _error(code: str, message: str, status: int) -> Reply:

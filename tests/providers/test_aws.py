@@ -507,22 +507,96 @@ def test_options_that_aws_does_not_have_are_refused_with_those_it_has(cloud: Aws
     assert AwsOptions() == AwsOptions.model_validate({})
 
 
-def test_the_blocks_profile_and_reservation_stand_in_the_order(cloud: AwsCloud) -> None:
-    cloud.fail("RunInstances", "ReservationCapacityExceeded")
-    driver = cloud.driver(instance_profile="jobs", capacity_reservation="cr-1", volume_type="io2")
+def test_the_blocks_profile_and_disk_type_stand_in_the_order(cloud: AwsCloud) -> None:
+    driver = cloud.driver(instance_profile="jobs", volume_type="gp2")
+    cloud.fail("RunInstances", "InsufficientInstanceCapacity")
     with pytest.raises(NoCapacity):
         driver.create_instance(offer_of(), launch_spec(driver, lease_name(), disk_gb=250.5))
     sent = order_sent(cloud)
     assert sent["IamInstanceProfile.Name"] == "jobs"
-    assert sent["CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId"] == "cr-1"
     assert sent["BlockDeviceMapping.1.Ebs.VolumeSize"] == "251"
-    assert sent["BlockDeviceMapping.1.Ebs.VolumeType"] == "io2"
+    assert sent["BlockDeviceMapping.1.Ebs.VolumeType"] == "gp2"
 
 
-def test_a_capacity_block_is_not_spot(cloud: AwsCloud, driver: Aws) -> None:
-    options = {"capacity_block": True, "capacity_reservation": "cr-1"}
-    driver.create_instance(offer_of(), launch_spec(driver, lease_name(), options=options))
+# --- capacity reservations ----------------------------------------------------------------------------------------------
+
+RESERVATION = "CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId"
+
+
+def reservation_of(instance_type: str = "m5.large", zone: str = "us-east-1b", **more: Any) -> dict[str, Any]:
+    reserved = {"InstanceType": instance_type, "AvailabilityZone": zone, "State": "active"}
+    return {**reserved, "ReservationType": "default", "AvailableInstanceCount": 1, **more}
+
+
+def test_only_on_demand_orders_of_the_reservations_type_in_its_zone_are_placed_in_it(cloud: AwsCloud) -> None:
+    cloud.set(reservations={"cr-1": reservation_of()})
+    driver = cloud.driver(capacity_reservation="cr-1")
+    placed: list[str] = []
+    for offer in (
+        offer_of(),
+        offer_of(zone="us-west-2b"),
+        offer_of("c5.large", zone="us-east-1b"),
+        offer_of(zone="us-east-1b", spot=True),
+        offer_of(zone="us-east-1b"),
+    ):
+        driver.create_instance(offer, launch_spec(driver, lease_name()))
+        sent = order_sent(cloud)
+        if RESERVATION in sent:
+            placed.append(f"{sent['InstanceType']} in {sent['Placement.AvailabilityZone']}")
+    assert placed == ["m5.large in us-east-1b"]
+    assert sent[RESERVATION] == "cr-1"
+    assert len(cloud.alive()) == 5
+
+
+@pytest.mark.parametrize("state", ["scheduled", "expired", "cancelled"])
+def test_a_reservation_that_is_not_active_is_not_ordered_from(cloud: AwsCloud, state: str) -> None:
+    cloud.set(reservations={"cr-1": reservation_of(State=state)})
+    driver = cloud.driver(capacity_reservation="cr-1")
+    driver.create_instance(offer_of(zone="us-east-1b"), launch_spec(driver, lease_name()))
+    assert RESERVATION not in order_sent(cloud)
+
+
+def test_a_full_reservation_rules_out_its_own_offer_only(cloud: AwsCloud) -> None:
+    cloud.set(reservations={"cr-1": reservation_of(AvailableInstanceCount=0)})
+    driver, offer = cloud.driver(capacity_reservation="cr-1"), offer_of(zone="us-east-1b")
+    with pytest.raises(NoCapacity) as raised:
+        driver.create_instance(offer, launch_spec(driver, lease_name()))
+    assert not raised.value.rules_out(offer, offer_of())
+
+
+def test_a_lost_answer_of_the_last_order_that_a_reservation_holds_is_asked_for_again(cloud: AwsCloud) -> None:
+    cloud.set(reservations={"cr-1": reservation_of()}, hide_new=30)
+    driver, spec = cloud.driver(capacity_reservation="cr-1"), launch_spec(cloud.driver(), lease_name())
+    cloud.fail("RunInstances", how="lost")
+    created = orders.place_order(driver, offer_of(zone="us-east-1b"), spec, clock=Quickly())
+    assert [alive["id"] for alive in cloud.alive()] == [created.id]
+
+
+@pytest.mark.parametrize("whose", ["block", "order"])
+def test_a_capacity_block_is_told_by_its_reservation_and_is_not_spot(cloud: AwsCloud, whose: str) -> None:
+    cloud.set(reservations={"cr-1": reservation_of(ReservationType="capacity-block")})
+    driver = cloud.driver(capacity_reservation="cr-1" if whose == "block" else None)
+    options = {"capacity_reservation": "cr-1"} if whose == "order" else {}
+    driver.create_instance(offer_of(zone="us-east-1b"), launch_spec(driver, lease_name(), options=options))
     assert order_sent(cloud)["InstanceMarketOptions.MarketType"] == "capacity-block"
+    assert order_sent(cloud)[RESERVATION] == "cr-1"
+
+
+def test_an_offer_that_the_reservation_holds_is_available_while_it_has_room(cloud: AwsCloud) -> None:
+    driver = cloud.driver(capacity_reservation="cr-1")
+    for free in (2, 0):
+        cloud.set(reservations={"cr-1": reservation_of(AvailableInstanceCount=free)})
+        offers = driver.fetch_offers(Requirements(spot=Spot.EITHER))
+        sure = [offer for offer in offers if offer.availability is Availability.AVAILABLE]
+        assert [(offer.instance_type, offer.zone, offer.spot) for offer in sure] == (
+            [("m5.large", "us-east-1b", False)] if free else []
+        )
+    assert len(cloud.calls("DescribeCapacityReservations")) == 2 * len(REGIONS)
+
+
+def test_without_a_reservation_nobody_asks_for_one(cloud: AwsCloud, driver: Aws) -> None:
+    driver.create_instance(driver.fetch_offers(Requirements())[0], launch_spec(driver, lease_name()))
+    assert cloud.calls("DescribeCapacityReservations") == []
 
 
 # --- networks -----------------------------------------------------------------------------------------------------------
@@ -652,9 +726,8 @@ def test_a_public_machine_without_its_address_is_not_running_yet(driver: Aws) ->
 
 def user_data_of(driver: Aws, offer: Offer, spec: LaunchSpec) -> str:
     image = aws._Image("ami-1", "/dev/sda1", 8, "ubuntu", 22)
-    return driver._order(offer, spec, AwsOptions(), image, aws._Subnet("subnet-1", "us-east-1a", "vpc-1"), "sg-1")[
-        "UserData"
-    ]
+    subnet = aws._Subnet("subnet-1", "us-east-1a", "vpc-1")
+    return driver._order(offer, spec, AwsOptions(), image, subnet, "sg-1", None)["UserData"]
 
 
 def files_of(user_data: str) -> dict[str, str]:
@@ -1314,6 +1387,12 @@ def test_a_missing_right_is_named_in_awss_terms(cloud: AwsCloud, driver: Aws, ac
     assert driver.missing_rights() == [right]
     assert cloud.alive() == []
     assert made_groups(cloud) == []
+
+
+def test_a_blocks_reservation_needs_a_right_of_its_own(cloud: AwsCloud) -> None:
+    cloud.fail("DescribeCapacityReservations", "UnauthorizedOperation", status=403, times=None)
+    assert cloud.driver().missing_rights() == []
+    assert cloud.driver(capacity_reservation="cr-1").missing_rights() == ["ec2:DescribeCapacityReservations"]
 
 
 def test_quotas_that_may_not_be_read_are_a_missing_right(cloud: AwsCloud, driver: Aws) -> None:
