@@ -97,7 +97,9 @@ class AwsCredentials(CredentialsBlock):
         default=None, title="Image of other machines", description="Empty: the newest Ubuntu 24.04."
     )
     volume_type: Literal["gp3", "gp2", "io2"] = Field(
-        default="gp3", title="Disk type", description="Of the root volume."
+        default="gp3",
+        title="Disk type",
+        description="Of the root volume. io2 comes with 3,000 IOPS, for about $0.27 an hour more that no cost here counts.",
     )
     instance_profile: str | None = Field(
         default=None,

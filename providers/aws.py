@@ -183,6 +183,7 @@ _CANONICAL: Final = "099720109477"
 
 _READERS: Final = 16  # regions read at a time
 _DEFAULT_DISK_GB: Final = 100.0
+_IO2_IOPS: Final = 3000  # io2 has no default; as many as gp3 comes with, and no more than 6 GB may have
 _USER_DATA_LIMIT: Final = 16_384  # bytes, before base64
 _ROLE_SESSION_S: Final = 600  # an assumed role may be granted for 15 minutes
 _LOGIN_TAG: Final = "prefect-gpu-login"  # how to get in: "ubuntu@public:22"; the block may change while machines live
@@ -589,7 +590,14 @@ class Aws(Provider[AwsCredentials]):
             {"Key": key, "Value": text} for key, text in ({**spec.tags, "Name": spec.name, _LOGIN_TAG: login}).items()
         ]
         tagged = ["instance", "volume", "network-interface", *(["spot-instances-request"] if offer.spot else [])]
-        disk_gb = max(spec.disk_gb or offer.disk_gb or _DEFAULT_DISK_GB, image.disk_gb)
+        disk_gb = int(-(-max(spec.disk_gb or offer.disk_gb or _DEFAULT_DISK_GB, image.disk_gb) // 1))
+        volume: dict[str, Any] = {
+            "VolumeSize": disk_gb,
+            "VolumeType": options.volume_type or self.credentials.volume_type,
+            "DeleteOnTermination": True,
+        }
+        if volume["VolumeType"] == "io2":
+            volume["Iops"] = _IO2_IOPS
         order: dict[str, Any] = {
             "ClientToken": spec.name,
             "MinCount": 1,
@@ -610,16 +618,7 @@ class Aws(Provider[AwsCredentials]):
                     "DeleteOnTermination": True,
                 }
             ],
-            "BlockDeviceMappings": [
-                {
-                    "DeviceName": image.root_device,
-                    "Ebs": {
-                        "VolumeSize": int(-(-disk_gb // 1)),
-                        "VolumeType": options.volume_type or self.credentials.volume_type,
-                        "DeleteOnTermination": True,
-                    },
-                }
-            ],
+            "BlockDeviceMappings": [{"DeviceName": image.root_device, "Ebs": volume}],
             "TagSpecifications": [{"ResourceType": kind, "Tags": tags} for kind in tagged],
         }
         if profile := options.instance_profile or self.credentials.instance_profile:

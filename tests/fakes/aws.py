@@ -12,6 +12,7 @@ and ends with the test process. What moto does differently, and the layer around
   reads its user data, and ends itself at its lease's end;
 * moto tags no network interfaces at RunInstances, knows no `client-token` filter, no EC2 quotas and pages only instances: here it does;
 * moto has no capacity reservations: here they are what `set(reservations=)` says, and orders that do not fit theirs are refused;
+* moto drops the IOPS of an order's disk, and so refuses every io2: here an io2 has what was asked for, within EC2's bounds;
 * moto terminates the first of two ids though the second is unknown: EC2 terminates none;
 * errors by code, lost and unreadable answers, closed regions: `fail()`.
 """
@@ -261,6 +262,7 @@ _DEFAULTS = {
     "reservations": {},
     "keep_volumes": False,  # the next terminate leaves the root volume behind
 }
+_DISK = "BlockDeviceMapping.1.Ebs."
 Reply = tuple[int, str, bytes]
 
 
@@ -369,8 +371,13 @@ class _Cloud:
             return reply
         if refusal := self._reserved_otherwise(region, sent):
             return refusal
+        taken = dict(sent)
+        if sent.get(f"{_DISK}VolumeType") == "io2" and (iops := int(taken.pop(f"{_DISK}Iops", "0"))):
+            if not 100 <= iops <= 500 * int(sent[f"{_DISK}VolumeSize"]):
+                return _error("InvalidParameterValue", "The IOPS do not go with the size of the volume", 400)
+            taken[f"{_DISK}VolumeType"] = "gp3"
         before = {machine.id for machine in self._backend(region).all_instances()}
-        reply = self._plain(environ, region, action, sent)
+        reply = self._plain(environ, region, action, taken)
         if reply[0] != 200:
             return reply
         if key[2]:
@@ -429,6 +436,10 @@ class _Cloud:
                 break
             if kind == "network-interface":
                 nic.add_tags({sent[f"TagSpecification.{at}.Tag.{tag}.Key"]: sent[f"TagSpecification.{at}.Tag.{tag}.Value"] for tag in range(1, 99) if f"TagSpecification.{at}.Tag.{tag}.Key" in sent})  # fmt: skip
+        if sent.get(f"{_DISK}VolumeType") == "io2":
+            for attached in instance.block_device_mapping.values():
+                volume = self._backend(region).volumes[attached.volume_id]
+                volume.volume_type, volume.iops = "io2", int(sent[f"{_DISK}Iops"])
         self.tokens[instance.id] = sent.get("ClientToken", "")
         self.visible_at[instance.id] = time.monotonic() + self.settings["hide_new"]
         instance._state.name, instance._state.code = "pending", 0

@@ -518,6 +518,22 @@ def test_the_blocks_profile_and_disk_type_stand_in_the_order(cloud: AwsCloud) ->
     assert sent["BlockDeviceMapping.1.Ebs.VolumeType"] == "gp2"
 
 
+@pytest.mark.parametrize("whose", ["block", "order"])
+def test_an_io2_disk_is_ordered_with_the_iops_that_it_needs_and_that_a_small_one_may_have(
+    cloud: AwsCloud, whose: str
+) -> None:
+    driver = cloud.driver(volume_type="io2") if whose == "block" else cloud.driver()
+    options = {"volume_type": "io2"} if whose == "order" else {}
+    created = driver.create_instance(offer_of(), launch_spec(driver, lease_name(), disk_gb=8, options=options))
+    attached = [{"Name": "attachment.instance-id", "Values": [created.id.split("/")[1]]}]
+    (volume,) = cloud.ec2().describe_volumes(Filters=attached)["Volumes"]
+    assert (volume["VolumeType"], volume["Iops"]) == ("io2", 3000)
+    assert "BlockDeviceMapping.1.Ebs.Iops" in order_sent(cloud)
+    gp3 = cloud.driver()
+    gp3.create_instance(offer_of(), launch_spec(gp3, lease_name()))
+    assert "BlockDeviceMapping.1.Ebs.Iops" not in order_sent(cloud), "gp3 has its own"
+
+
 # --- capacity reservations ----------------------------------------------------------------------------------------------
 
 RESERVATION = "CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId"
