@@ -68,7 +68,7 @@ class AwsCredentials(CredentialsBlock):
     ssh_from: list[str] = Field(
         default_factory=lambda: ["0.0.0.0/0", "::/0"],
         title="SSH is admitted from",
-        description="Address ranges that the group which is made admits, for example 203.0.113.0/24.",
+        description="Address ranges that the group which is made admits, for example 203.0.113.0/24 or 203.0.113.7.",
     )
     private: bool = Field(
         default=False,
@@ -115,12 +115,13 @@ class AwsCredentials(CredentialsBlock):
     @field_validator("ssh_from")
     @classmethod
     def _are_address_ranges(cls, ranges: list[str]) -> list[str]:
+        canonical: list[str] = []
         for text in ranges:
             try:
-                ipaddress.ip_network(text)
+                canonical.append(str(ipaddress.ip_network(text)))
             except ValueError:
                 raise ValueError(f"{text!r} is no address range: write for example 203.0.113.0/24") from None
-        return ranges
+        return canonical
 
     def get_session(self) -> boto3.Session:
         """A new boto3 session with these credentials; asks STS first where they name a role to assume."""

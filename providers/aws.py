@@ -8,6 +8,7 @@ Over 300 lines because it carries the whole table of EC2's error codes, its quot
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -730,8 +731,9 @@ class Aws(Provider[AwsCredentials]):
     def _security_group(self, region: str, vpc: str, name: str, port: int) -> tuple[str, bool]:
         """The group's id, and whether it is ours.
 
-        Ours is one per realm and VPC, shared by all machines: it costs nothing and stays. Whoever deleted it with the last
-        machine would take it away under the next order.
+        Ours is one per realm, VPC and what it admits, shared by all machines: it costs nothing and stays. Whoever deleted it
+        with the last machine would take it away under the next order. What it admits is in its name, so that a block which is
+        narrowed has another group from then on, and nobody's running machine is cut off.
         """
         if chosen := self.credentials.security_group:
             found = self._groups(region, chosen, vpc)
@@ -741,7 +743,9 @@ class Aws(Provider[AwsCredentials]):
                 )
             return found[0]["GroupId"], False
         realm = parsed.realm if (parsed := lease.Lease.parse(name)) else "none"
-        title = f"prefect-gpu-{realm}"
+        sources = sorted(set(self.credentials.ssh_from))
+        admits = hashlib.sha256(" ".join([str(port), *sources]).encode()).hexdigest()
+        title = f"prefect-gpu-{realm}-{admits[:8]}"
         ec2 = self._client("ec2", region)
         found = self._groups(region, title, vpc)
         if not found:
@@ -765,7 +769,7 @@ class Aws(Provider[AwsCredentials]):
                     raise Transient("AWS does not show the new security group yet", code=error.code) from None
         group = str(found[0]["GroupId"])
         admitted = {source for rule in found[0].get("IpPermissions", []) for source in _sources(rule, port)}
-        absent = [source for source in self.credentials.ssh_from if source not in admitted]
+        absent = [source for source in sources if source not in admitted]
         if absent:
             rule: dict[str, Any] = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port}
             if v4 := [{"CidrIp": source} for source in absent if ":" not in source]:

@@ -627,7 +627,8 @@ def test_the_security_group_is_made_once_per_realm_and_admits_nothing_but_ssh(cl
     for attempt in range(2):
         driver.create_instance(offer_of(), launch_spec(driver, lease_name(attempt=attempt)))
     driver.create_instance(offer_of(), launch_spec(driver, lease_name(realm="cone")))
-    groups = {group["GroupName"]: group for group in made_groups(cloud)}
+    groups = {group["GroupName"].rpartition("-")[0]: group for group in made_groups(cloud)}
+    assert len(made_groups(cloud)) == 2
     assert set(groups) == {"prefect-gpu-conf", "prefect-gpu-cone"}
     (rule,) = groups["prefect-gpu-conf"]["IpPermissions"]
     assert (rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) == ("tcp", cloud.ssh_port, cloud.ssh_port)
@@ -658,14 +659,48 @@ def test_a_group_that_another_worker_makes_at_the_same_moment_is_used(cloud: Aws
 
 
 def test_a_group_that_lost_its_rule_admits_ssh_again_from_where_the_block_says(cloud: AwsCloud) -> None:
-    vpc = cloud.ec2().describe_vpcs()["Vpcs"][0]["VpcId"]
-    cloud.ec2().create_security_group(GroupName="prefect-gpu-conf", Description="half made", VpcId=vpc)
     driver = cloud.driver(ssh_from=["203.0.113.0/24"])
-    for _ in range(2):
+    for _ in range(3):
         driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
+        if len(cloud.calls("AuthorizeSecurityGroupIngress")) == 1:
+            (group,) = made_groups(cloud)
+            cloud.ec2().revoke_security_group_ingress(GroupId=group["GroupId"], IpPermissions=group["IpPermissions"])
     (rule,) = made_groups(cloud)[0]["IpPermissions"]
     assert [row["CidrIp"] for row in rule["IpRanges"]] == ["203.0.113.0/24"]
-    assert len(cloud.calls("AuthorizeSecurityGroupIngress")) == 1
+    assert len(cloud.calls("AuthorizeSecurityGroupIngress")) == 2
+
+
+def admitted_by_order(cloud: AwsCloud) -> set[str]:
+    """Where the last order's machine admits SSH from."""
+    used = [order_sent(cloud)["NetworkInterface.1.SecurityGroupId.1"]]
+    (group,) = cloud.ec2().describe_security_groups(GroupIds=used)["SecurityGroups"]
+    v4 = {row["CidrIp"] for rule in group["IpPermissions"] for row in rule["IpRanges"]}
+    return v4 | {row["CidrIpv6"] for rule in group["IpPermissions"] for row in rule["Ipv6Ranges"]}
+
+
+def test_narrowing_where_ssh_is_admitted_from_narrows_the_next_machines_group(cloud: AwsCloud) -> None:
+    for ranges in (["0.0.0.0/0", "::/0"], ["203.0.113.0/24"], ["203.0.113.7", "2001:DB8::/32"]):
+        driver = cloud.driver(ssh_from=ranges)
+        driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
+        wanted = {"203.0.113.7": "203.0.113.7/32", "2001:DB8::/32": "2001:db8::/32"}
+        assert admitted_by_order(cloud) == {wanted.get(one, one) for one in ranges}
+    assert len(made_groups(cloud)) == 3
+
+
+def test_an_image_whose_sshd_listens_elsewhere_has_a_group_of_its_own(cloud: AwsCloud) -> None:
+    other = AwsImage(owner="self", name="test-machine-*", user="root", port=2222)
+    for driver in (cloud.driver(), cloud.driver(cpu_image=other)):
+        driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
+    ports = [[rule["FromPort"] for rule in group["IpPermissions"]] for group in made_groups(cloud)]
+    assert sorted(ports) == sorted([[2222], [cloud.ssh_port]])
+
+
+def test_the_same_addresses_written_in_another_way_are_the_same_group(cloud: AwsCloud) -> None:
+    for ranges in (["203.0.113.0/24", "198.51.100.1"], ["198.51.100.1/32", "203.0.113.0/24", "198.51.100.1"]):
+        driver = cloud.driver(ssh_from=ranges)
+        driver.create_instance(offer_of(), launch_spec(driver, lease_name()))
+    assert len(made_groups(cloud)) == 1
+    assert admitted_by_order(cloud) == {"203.0.113.0/24", "198.51.100.1/32"}
 
 
 def test_a_new_group_that_is_not_everywhere_yet_is_asked_for_again(cloud: AwsCloud, driver: Aws) -> None:
