@@ -184,6 +184,7 @@ _CANONICAL: Final = "099720109477"
 
 _READERS: Final = 16  # regions read at a time
 _DEFAULT_DISK_GB: Final = 100.0
+_METAL_BOOT_S: Final = 3300  # firmware and memory of a whole server are tested first
 _IO2_IOPS: Final = 3000  # io2 has no default; as many as gp3 comes with, and no more than 6 GB may have
 _USER_DATA_LIMIT: Final = 16_384  # bytes, before base64
 _ROLE_SESSION_S: Final = 600  # an assumed role may be granted for 15 minutes
@@ -495,6 +496,8 @@ class Aws(Provider[AwsCredentials]):
                 if zone not in requirements.exclude_zones and (not requirements.zones or zone in requirements.zones)
             }
             sized = offer.model_copy(update={"disk_gb": max(_DEFAULT_DISK_GB, requirements.disk_gb or 0.0)})
+            if ".metal" in offer.instance_type:
+                sized = sized.model_copy(update={"boot_deadline_s": _METAL_BOOT_S})
             if having and not wanted:
                 continue
             image = (bool(offer.gpu_count), offer.gpu_vendor, offer.arch)

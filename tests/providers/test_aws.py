@@ -1265,6 +1265,17 @@ def test_an_offer_stands_in_each_zone_that_has_the_type(driver: Aws) -> None:
     assert {offer.disk_gb for offer in offers} == {100.0}
 
 
+def test_bare_metal_has_55_minutes_to_boot_and_virtual_machines_ten(cloud: AwsCloud) -> None:
+    kinds = ("m5.large", "m5.metal", "c6i.metal", "m7i.metal-24xl")
+    prices = [offer_of(kind).model_copy(update={"zone": None}) for kind in kinds]
+    driver = Aws(cloud.block(), priced_offers=lambda _name, _asked: prices)
+    allowed = {
+        offer.instance_type: offer.boot_deadline_s or driver.capabilities.boot_deadline_s
+        for offer in driver.fetch_offers(Requirements())
+    }
+    assert allowed == {"m5.large": 600, **dict.fromkeys(kinds[1:], 3300)}
+
+
 def test_zones_and_disk_that_were_asked_for_are_obeyed(driver: Aws) -> None:
     asked = Requirements(regions=("us-east-1",), zones=("us-east-1b", "us-east-1c"), disk_gb=300)
     offers = driver.fetch_offers(asked)
