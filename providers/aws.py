@@ -3,7 +3,8 @@
 Rented is an instance type in one availability zone, billed by the second from `running` to `shutting-down`, 60 s at least;
 disk, public address and traffic come on top. Ids are `region/i-...`. API: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/
 
-Over 300 lines because it carries the whole table of EC2's error codes, its quotas, and the rights it needs.
+Over 300 lines because an order brings its network, image, reservation and user data along, and for EC2's quotas and rights.
+What its errors mean is in providers/core/ec2_errors.py.
 """
 
 from __future__ import annotations
@@ -13,30 +14,25 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-import botocore.exceptions as boto_errors  # pyright: ignore[reportMissingTypeStubs] - boto3 has none
 from botocore.config import Config  # pyright: ignore[reportMissingTypeStubs] - boto3 has none
-from botocore.parsers import ResponseParserError  # pyright: ignore[reportMissingTypeStubs] - boto3 has none
 from pydantic import ValidationError
 from typing_extensions import override
 
 from blocks.aws import AwsCredentials, AwsImage
 from providers.core import cloud_init, lease
 from providers.core.contract import Billing, Capabilities, Connection, Provider, RateLimit
+from providers.core.ec2_errors import ORDERED_BEFORE, translated
 from providers.core.errors import (
     AuthFailed,
     InstanceFailed,
     InvalidRequest,
-    NoCapacity,
     NotFound,
     ProviderError,
-    QuotaExceeded,
-    RateLimited,
     RegionClosed,
     Transient,
     Unconfirmed,
@@ -59,82 +55,6 @@ from providers.core.models import (
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-# --- what EC2 says, by code: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html ----------------
-
-# fmt: off
-NO_CAPACITY: Final = {
-    "InsufficientAddressCapacity", "InsufficientCapacity", "InsufficientCapacityOnHost",
-    "InsufficientFreeAddressesInSubnet", "InsufficientHostCapacity", "InsufficientInstanceCapacity",
-    "InsufficientReservedInstanceCapacity", "InsufficientVolumeCapacity", "ReservationCapacityExceeded",
-    "SpotMaxPriceTooLow", "UnfulfillableCapacity",
-    # This type, disk or image is not for this zone or each other; the next offer is.
-    "InvalidAvailabilityZone", "Unsupported", "UnsupportedOperation", "VolumeTypeNotAvailableInZone",
-}
-QUOTA: Final = {
-    "AddressLimitExceeded", "InstanceLimitExceeded", "MaxIOPSLimitExceeded", "MaxSpotInstanceCountExceeded",
-    "NetworkInterfaceLimitExceeded", "ResourceLimitExceeded", "SecurityGroupLimitExceeded",
-    "SecurityGroupsPerInstanceLimitExceeded", "VcpuLimitExceeded", "VolumeLimitExceeded",
-}
-RATE_LIMITED: Final = {
-    "BandwidthLimitExceeded", "EC2ThrottledException", "RequestLimitExceeded", "RequestThrottled",
-    "RequestThrottledException", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException",
-}
-# No word about what became of the request: an order is unconfirmed, everything else may be asked again.
-UNDECIDED: Final = {
-    "InternalError", "InternalFailure", "InternalServiceError", "PriorRequestNotComplete", "RequestTimeout",
-    "RequestTimeoutException", "ServiceException", "ServiceUnavailable", "ServiceUnavailableException", "Unavailable",
-}
-AUTH: Final = {
-    "AccessDenied", "AccessDeniedException", "AuthFailure", "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
-    "Blocked", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
-    "InvalidClientTokenId", "InvalidSecurityToken", "MissingAuthenticationToken", "NotAuthorized", "OptInRequired",
-    "RequestExpired", "SignatureDoesNotMatch", "UnauthorizedOperation",
-    "UnrecognizedClientException",
-}
-# fmt: on
-# Ids are of one region, and so is what they leave undone where they are not known.
-CLOSED: Final = {
-    "InvalidAMIID.NotFound": "the image is gone: look at the block's images",
-    "InvalidAMIID.Unavailable": "the image is not available: look at the block's images",
-    "InvalidCapacityReservationId.NotFound": "there is no such reservation: look at the block's capacity reservation",
-    "InvalidGroup.NotFound": "there is no such security group: look at the block's security group",
-    "InvalidSubnetID.NotFound": "there is no such subnet: look at the block's subnets",
-    "PendingVerification": "AWS is still checking the account's first order in this region, mostly for minutes",
-    "VPCIdNotSpecified": "the region has no default VPC: name a subnet in the block",
-}
-# The token is known: a machine was ordered under this name, and perhaps ended.
-ORDERED_BEFORE: Final = {
-    "IdempotentInstanceTerminated": "the machine that was ordered under this name has ended",
-    "IdempotentParameterMismatch": "another order was sent under this name",
-}
-# What is not mapped is InvalidRequest as well; these are known, and say what to change.
-WRONG: Final = {
-    "InvalidParameterCombination": "two settings exclude each other",
-    "InvalidParameterValue": "a value is wrong",
-}
-GONE: Final = {
-    "InvalidAllocationID.NotFound",
-    "InvalidInstanceID.Malformed",
-    "InvalidInstanceID.NotFound",
-    "InvalidNetworkInterfaceID.NotFound",
-    "InvalidVolume.NotFound",
-}
-BUSY: Final = {"DependencyViolation", "IncorrectState", "InvalidNetworkInterface.InUse", "ResourceInUse", "VolumeInUse"}
-
-_CLASSES: Final[dict[str, type[ProviderError]]] = {
-    **dict.fromkeys(NO_CAPACITY, NoCapacity),
-    **dict.fromkeys(QUOTA, QuotaExceeded),
-    **dict.fromkeys(RATE_LIMITED, RateLimited),
-    **dict.fromkeys(UNDECIDED | BUSY, Transient),
-    **dict.fromkeys(AUTH, AuthFailed),
-    **dict.fromkeys(CLOSED, RegionClosed),
-    **dict.fromkeys(WRONG, InvalidRequest),
-    "IdempotentInstanceTerminated": InstanceFailed,
-    "IdempotentParameterMismatch": InvalidRequest,
-    **dict.fromkeys(GONE, NotFound),
-}
-_HINTS: Final = {**CLOSED, **ORDERED_BEFORE, **WRONG}
 
 _STATES: Final = {
     "pending": InstanceState.PROVISIONING,
@@ -303,7 +223,7 @@ class Aws(Provider[AwsCredentials]):
     @override
     def account_id(self) -> str:
         if self._account is None:
-            with _errors("tell whose credentials these are"):
+            with translated("tell whose credentials these are"):
                 self._account = str(self._client("sts", self._home).get_caller_identity()["Account"])
         return self._account
 
@@ -352,7 +272,7 @@ class Aws(Provider[AwsCredentials]):
         reservation = None if offer.spot else self._reservation(region, options)
         order = self._order(offer, spec, options, image, subnet, group, reservation)
         try:
-            with _errors(f"order {offer.instance_type} in {offer.zone}", is_order=True):
+            with translated(f"order {offer.instance_type} in {offer.zone}", is_order=True):
                 machines = self._client("ec2", region, repeats=False).run_instances(**order).get("Instances")
         except ProviderError as error:
             if error.code in ORDERED_BEFORE:
@@ -370,7 +290,7 @@ class Aws(Provider[AwsCredentials]):
         region, machine_id = _split(instance_id)
         code = None
         try:
-            with _errors(f"look at {instance_id}"):
+            with translated(f"look at {instance_id}"):
                 for reservation in self._pages(region, "describe_instances", "Reservations", InstanceIds=[machine_id]):
                     return self._instance(region, reservation["Instances"][0])
         except NotFound as error:
@@ -411,7 +331,7 @@ class Aws(Provider[AwsCredentials]):
         region, resource = _split(instance_id)
         ec2 = self._client("ec2", region)
         try:
-            with _errors(f"give back {instance_id}"):
+            with translated(f"give back {instance_id}"):
                 if resource.startswith("vol-"):
                     ec2.delete_volume(VolumeId=resource)
                 elif resource.startswith("eni-"):
@@ -435,7 +355,7 @@ class Aws(Provider[AwsCredentials]):
                 self.terminate_instance(instance_id)
         for region, ids in machines.items():
             try:
-                with _errors(f"give back {len(ids)} instances in {region}"):
+                with translated(f"give back {len(ids)} instances in {region}"):
                     self._client("ec2", region).terminate_instances(InstanceIds=ids)
             except NotFound:
                 # One unknown id, and AWS terminates none of them.
@@ -548,7 +468,7 @@ class Aws(Provider[AwsCredentials]):
         # More values than 200 in one filter are refused.
         only = [{"Name": "instance-type", "Values": sorted(types)}] if len(types) <= 200 else []
         zones: dict[str, set[str]] = {}
-        with _errors(f"ask for the zones of {region}"):
+        with translated(f"ask for the zones of {region}"):
             for row in self._pages(
                 region,
                 "describe_instance_type_offerings",
@@ -560,7 +480,7 @@ class Aws(Provider[AwsCredentials]):
         return zones
 
     def _quota(self, region: str, code: str) -> float:
-        with _errors(f"ask for quota {code} in {region}"):
+        with translated(f"ask for quota {code} in {region}"):
             reply = self._client("service-quotas", region).get_service_quota(ServiceCode="ec2", QuotaCode=code)
             return float(reply["Quota"]["Value"])
 
@@ -645,7 +565,7 @@ class Aws(Provider[AwsCredentials]):
 
         The newest image may be another one by the time an order is repeated, which makes it a different order.
         """
-        with _errors(f"look for {name}"):
+        with translated(f"look for {name}"):
             found = self._instances(region, [{"Name": "client-token", "Values": [name]}])
         here = [instance for instance in found if instance.zone == offer.zone]
         if not here:
@@ -662,7 +582,7 @@ class Aws(Provider[AwsCredentials]):
         if chosen is None:
             return None
         try:
-            with _errors(f"look at the capacity reservation {chosen}"):
+            with translated(f"look at the capacity reservation {chosen}"):
                 reply = self._client("ec2", region).describe_capacity_reservations(CapacityReservationIds=[chosen])
         except RegionClosed as error:
             if error.code != "InvalidCapacityReservationId.NotFound":
@@ -697,7 +617,7 @@ class Aws(Provider[AwsCredentials]):
                     "Owners": [wanted.owner],
                     "Filters": [{"Name": name, "Values": [value]} for name, value in filters.items()],
                 }
-            with _errors(f"look for the image {wanted.name}"):
+            with translated(f"look for the image {wanted.name}"):
                 found = list(self._pages(offer.region, "describe_images", "Images", **query))
             if not found:
                 raise RegionClosed(
@@ -720,7 +640,7 @@ class Aws(Provider[AwsCredentials]):
             only = {"Name": "subnet-id", "Values": list(self.credentials.subnets)}
         else:
             only = {"Name": "default-for-az", "Values": ["true"]}
-        with _errors(f"ask for the subnets of {region}"):
+        with translated(f"ask for the subnets of {region}"):
             rows = list(self._pages(region, "describe_subnets", "Subnets", Filters=[only]))
         return sorted(_Subnet(row["SubnetId"], row["AvailabilityZone"], row["VpcId"]) for row in rows)
 
@@ -753,7 +673,7 @@ class Aws(Provider[AwsCredentials]):
         found = self._groups(region, title, vpc)
         if not found:
             try:
-                with _errors(f"make the security group {title}"):
+                with translated(f"make the security group {title}"):
                     made: dict[str, Any] = ec2.create_security_group(
                         GroupName=title,
                         Description="prefect-gpu: admits SSH and nothing else",
@@ -780,7 +700,7 @@ class Aws(Provider[AwsCredentials]):
             if v6 := [{"CidrIpv6": source} for source in absent if ":" in source]:
                 rule["Ipv6Ranges"] = v6
             try:
-                with _errors(f"admit SSH to the security group {title}"):
+                with translated(f"admit SSH to the security group {title}"):
                     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
             except InvalidRequest as error:
                 if error.code != "InvalidPermission.Duplicate":
@@ -792,7 +712,7 @@ class Aws(Provider[AwsCredentials]):
         filters = [{"Name": "group-id" if chosen.startswith("sg-") else "group-name", "Values": [chosen]}]
         if vpc is not None:
             filters.append({"Name": "vpc-id", "Values": [vpc]})
-        with _errors(f"look for the security group {chosen}"):
+        with translated(f"look for the security group {chosen}"):
             return list(self._pages(region, "describe_security_groups", "SecurityGroups", Filters=filters))
 
     def _missing_to_order(self, region: str) -> list[str]:
@@ -829,7 +749,7 @@ class Aws(Provider[AwsCredentials]):
     # --- listings ---------------------------------------------------------------------------------------------------
 
     def _enabled_regions(self) -> set[str]:
-        with _errors("ask for the account's regions"):
+        with translated("ask for the account's regions"):
             reply = self._client("ec2", self._home).describe_regions(AllRegions=False)
             return {str(row["RegionName"]) for row in reply["Regions"]}
 
@@ -837,7 +757,7 @@ class Aws(Provider[AwsCredentials]):
         """All of one region that may cost money: every state but the two that are known to cost nothing."""
         named = {"Name": "tag:Name", "Values": [f"{prefix}*"]}
         unused = {"Name": "status", "Values": ["available", "error"]}
-        with _errors(f"list {region}"):
+        with translated(f"list {region}"):
             instances = self._instances(region, [named])
             rows = [
                 *(
@@ -938,7 +858,7 @@ class Aws(Provider[AwsCredentials]):
         with self._lock:
             aws = self.credentials.aws
             if self._session is None or (aws and aws.assume_role_arn and time.monotonic() > self._session_ends):
-                with _errors("use these credentials"):
+                with translated("use these credentials"):
                     self._session = self.credentials.get_session()
                 self._session_ends = time.monotonic() + _ROLE_SESSION_S
                 self._clients.clear()
@@ -955,61 +875,15 @@ class Aws(Provider[AwsCredentials]):
                 settings["config"] = theirs.merge(ours) if theirs else ours
                 if self._endpoint_url:
                     settings["endpoint_url"] = self._endpoint_url
-                with _errors(f"speak to {region}"):
+                with translated(f"speak to {region}"):
                     self._clients[key] = self._session.client(service, region_name=region, **settings)
             return self._clients[key]
-
-
-@contextmanager
-def _errors(doing: str, *, is_order: bool = False) -> Generator[None]:
-    """Turns what boto3 raises into ours. Of an order only a definite answer is one."""
-    try:
-        yield
-    except boto_errors.ClientError as error:
-        raise _refusal(error, doing, is_order=is_order) from None
-    except (
-        boto_errors.NoCredentialsError,
-        boto_errors.PartialCredentialsError,
-        boto_errors.CredentialRetrievalError,
-        boto_errors.ProfileNotFound,
-        boto_errors.SSOError,
-        boto_errors.TokenRetrievalError,
-    ) as error:
-        raise AuthFailed(f"AWS could not {doing}: {error}") from None
-    except boto_errors.ParamValidationError as error:
-        raise InvalidRequest(f"AWS could not {doing}: {_one_line(str(error))}") from None
-    except (
-        boto_errors.EndpointConnectionError,
-        boto_errors.ConnectTimeoutError,
-        boto_errors.ProxyConnectionError,
-    ) as error:
-        # Nothing was sent.
-        raise Transient(f"AWS could not {doing}: {_without_query(str(error))}") from None
-    except (boto_errors.BotoCoreError, ResponseParserError) as error:
-        kind = Unconfirmed if is_order else Transient
-        raise kind(f"AWS did not answer to {doing}: {_without_query(str(error))}") from None
-
-
-def _refusal(error: boto_errors.ClientError, doing: str, *, is_order: bool) -> ProviderError:
-    reply = cast("dict[str, Any]", error.response)
-    code = str(reply.get("Error", {}).get("Code", "")).removeprefix("Client.").removeprefix("Server.")
-    words = _one_line(str(reply.get("Error", {}).get("Message", "")))
-    # What may be decoded by who has the right to; for everybody else it is a page of letters.
-    words = words.split(" Encoded authorization failure message:", 1)[0]
-    status = int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    kind = _CLASSES.get(code, Transient if status >= 500 else InvalidRequest)
-    if status == 429 and code not in _CLASSES:
-        kind = RateLimited
-    hint = f" ({known})" if (known := _HINTS.get(code)) else ""
-    if is_order and kind is Transient and code not in BUSY:
-        kind = Unconfirmed
-    return kind(f"AWS could not {doing}: {code}: {words}{hint}", code=code)
 
 
 def _is_denied(ec2: Any, call: str, sent: dict[str, Any]) -> bool:
     """Whether a right is missing: a dry run is refused for that, or for another reason once the right is there."""
     try:
-        with _errors(call):
+        with translated(call):
             getattr(ec2, call)(DryRun=True, **sent)
     except AuthFailed:
         return True
@@ -1075,14 +949,6 @@ def _sources(rule: dict[str, Any], port: int) -> list[str]:
         return []
     v4 = [row["CidrIp"] for row in rule.get("IpRanges", [])]
     return v4 + [row["CidrIpv6"] for row in rule.get("Ipv6Ranges", [])]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _without_query(text: str) -> str:
-    return re.sub(r"\?\S*", "", _one_line(text))
 
 
 tasks = TaskLibrary(Aws, AwsCredentials)

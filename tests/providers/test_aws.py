@@ -30,7 +30,7 @@ from pydantic import SecretStr, ValidationError
 from blocks.aws import AwsCredentials, AwsImage
 from providers import aws
 from providers.aws import Aws, AwsOptions
-from providers.core import orders, remote
+from providers.core import ec2_errors, orders, remote
 from providers.core.errors import (
     AuthFailed,
     InstanceFailed,
@@ -1000,8 +1000,8 @@ def steady_driver(cloud: AwsCloud) -> Aws:
 
 def test_every_code_of_the_drivers_table_stands_in_the_tests_table() -> None:
     tested = {code for codes in REFUSALS.values() for code in codes.split()}
-    elsewhere = {"InvalidGroup.NotFound", *aws.ORDERED_BEFORE} | aws.GONE
-    assert set(aws._CLASSES) <= tested | elsewhere
+    elsewhere = {"InvalidGroup.NotFound", *ec2_errors.ORDERED_BEFORE} | ec2_errors.GONE
+    assert set(ec2_errors.CLASSES) <= tested | elsewhere
 
 
 def test_a_503_without_a_code_is_unconfirmed_for_an_order_and_transient_for_a_look(
@@ -1040,7 +1040,7 @@ def test_what_breaks_on_the_way_is_told_apart(
     error: Exception, for_a_look: type[ProviderError], for_an_order: type[ProviderError]
 ) -> None:
     for is_order, kind in ((False, for_a_look), (True, for_an_order)):
-        with pytest.raises(ProviderError) as raised, aws._errors("do it", is_order=is_order):
+        with pytest.raises(ProviderError) as raised, ec2_errors.translated("do it", is_order=is_order):
             raise error
         assert type(raised.value) is kind
         assert "\n" not in raised.value.message
