@@ -555,8 +555,9 @@ class Aws(Provider[AwsCredentials]):
                 order["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
         elif offer.spot:
             spot: dict[str, Any] = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
-            if options.max_spot_price is not None:
-                spot["MaxPrice"] = f"{options.max_spot_price:.5f}"
+            limits = [limit for limit in (options.max_spot_price, spec.max_price) if limit is not None]
+            if limits:
+                spot["MaxPrice"] = f"{min(limits):.5f}"
             order["InstanceMarketOptions"] = {"MarketType": "spot", "SpotOptions": spot}
         return order
 

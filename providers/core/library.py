@@ -204,6 +204,7 @@ class TaskLibrary(Generic[C]):
             memory_gb=requirements.memory_gb,
             disk_gb=requirements.disk_gb,
             network=requirements.network,
+            max_price=requirements.max_price,
             tags={
                 "prefect-gpu-realm": lease.realm,
                 "prefect-gpu-flow-run": str(lease.run_id),

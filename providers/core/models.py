@@ -203,6 +203,7 @@ class LaunchSpec(Model):
     memory_gb: float | None = None
     disk_gb: float | None = None
     network: Literal["public", "private"] = "public"
+    max_price: float | None = None  # USD per hour: what a price that moves, as spot's does, may rise to
     tags: dict[str, str] = Field(default_factory=dict)  # for people; the name is what counts
     options: dict[str, Any] = Field(default_factory=dict)  # provider-specific, checked by the driver's own model
 

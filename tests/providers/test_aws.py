@@ -398,6 +398,16 @@ def test_a_spot_order_is_one_time_and_terminates_and_its_request_is_tagged_too(c
     assert tags_sent(sent)["spot-instances-request"]["Name"] == name
 
 
+@pytest.mark.parametrize(("option", "limit"), [(None, "0.07000"), (0.05, "0.05000"), (0.09, "0.07000")])
+def test_a_runs_limit_holds_for_a_spot_price_that_rises(
+    cloud: AwsCloud, driver: Aws, option: float | None, limit: str
+) -> None:
+    """Without one of ours EC2 charges up to the on-demand price."""
+    order = launch_spec(driver, lease_name(), options={"max_spot_price": option}, max_price=0.07)
+    driver.create_instance(offer_of(spot=True), order)
+    assert order_sent(cloud)["InstanceMarketOptions.SpotOptions.MaxPrice"] == limit
+
+
 def test_a_name_is_a_key_within_its_zone_only_so_the_next_zone_needs_its_own(cloud: AwsCloud, driver: Aws) -> None:
     spec = launch_spec(driver, lease_name())
     first = driver.create_instance(offer_of(), spec)
