@@ -5,7 +5,7 @@ account's block names prices; a pod is counted from when it runs until it is gon
 key, no service. API: https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.37/. What rights the credentials need
 stands in docs/kubernetes-rbac.yaml: beyond one namespace, only reading nodes.
 
-The file is over 300 lines because one provider is one file: nodes to offers, the pod, its states, and the errors.
+The file is over 300 lines because one provider is one file: nodes to offers, the pod, and the errors.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ from providers.core.models import (
     Unread,
     utc_now,
 )
-from providers.core.nodes import Json, Node, as_dict, as_list, gpu_counts, usual_tolerations
+from providers.core.nodes import Json, Node, as_list, gpu_counts, usual_tolerations
 from providers.core.pod_exec import Api, PodConnection
+from providers.core.pod_state import CONTAINER, instant, one_line, state_of
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by=prefect-gpu"
-CONTAINER: Final = "job"
 PAGE: Final = 500
 AUTOSCALED_FROM_S: Final = 60.0  # who waits so long for a node expects one to be added
 
@@ -390,7 +390,7 @@ class Kubernetes(Provider[KubernetesCredentials]):
 
     def _instance(self, pod: Json, now: datetime) -> Instance:
         metadata: Json = pod["metadata"]
-        state, reason = _state(pod, now, self.credentials.scheduling_timeout_s)
+        state, reason = state_of(pod, now, self.credentials.scheduling_timeout_s)
         notes: Json = metadata.get("annotations", {})
         namespace, name = metadata["namespace"], metadata["name"]
         return Instance(
@@ -400,7 +400,7 @@ class Kubernetes(Provider[KubernetesCredentials]):
             state=state,
             region=notes.get("prefect-gpu/region") or namespace,
             zone=notes.get("prefect-gpu/zone") or None,
-            created_at=_time(metadata.get("creationTimestamp")),
+            created_at=instant(metadata.get("creationTimestamp")),
             reason=reason,
             price=float(notes.get("prefect-gpu/price", 0.0)),
             spot=notes.get("prefect-gpu/spot") == "true",
@@ -507,7 +507,7 @@ def _connect(block: KubernetesCredentials, transport: Callable[[httpx.BaseTransp
         configuration = block.get_configuration()
     except (ConfigException, OSError, ValueError) as error:
         where = block.kubeconfig or "the account's block"
-        raise AuthFailed(f"the kubeconfig of {where} cannot be used on this worker: {_one_line(str(error))}") from None
+        raise AuthFailed(f"the kubeconfig of {where} cannot be used on this worker: {one_line(str(error))}") from None
     url = str(configuration.host).rstrip("/")
     tls = _tls(configuration) if url.startswith("https") else None
     host = urllib.parse.urlsplit(url).hostname or ""
@@ -566,7 +566,7 @@ def _error(response: httpx.Response, what: str, order: str | None) -> ProviderEr
     status = response.status_code
     try:
         parsed: Json = response.json()
-        words, reason = _one_line(str(parsed.get("message", ""))), str(parsed.get("reason", ""))
+        words, reason = one_line(str(parsed.get("message", ""))), str(parsed.get("reason", ""))
     except (ValueError, AttributeError):
         words, reason = "", ""
     told = f"cannot {what}: {words or f'the API server answers {status}'}"
@@ -602,10 +602,6 @@ def _root(error: BaseException) -> BaseException:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
 
 
 def _rights(namespace: str) -> list[tuple[str, str, str, str]]:
@@ -729,101 +725,6 @@ def _pull_secret(spec: LaunchSpec) -> Json:
         "metadata": {"name": spec.name, "labels": _labels(spec)},
         "data": {".dockerconfigjson": base64.b64encode(json.dumps(auths).encode()).decode()},
     }
-
-
-# --- states ---------------------------------------------------------------------------------------------------------------
-
-_IMAGE: Final = {
-    "ErrImagePull": "cannot be pulled",
-    "ImagePullBackOff": "cannot be pulled",
-    "ErrImageNeverPull": "is not on the node, and the account's block forbids pulling",
-    "InvalidImageName": "has a name that is none",
-    "ImageInspectError": "cannot be read",
-    "RegistryUnavailable": "cannot be pulled: its registry does not answer",
-    "SignatureValidationFailed": "is not signed as the cluster demands",
-}
-_CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
-_TAKEN_BACK: Final = {"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
-
-
-def _state(pod: Json, now: datetime, scheduling_timeout_s: float) -> tuple[InstanceState, str]:
-    """What a pod's status means, and its reason in a user's words."""
-    status: Json = as_dict(pod.get("status"))
-    conditions: dict[str, Json] = {one["type"]: one for one in as_list(status.get("conditions"))}
-    phase = status.get("phase")
-    disrupted = conditions.get("DisruptionTarget")
-    if disrupted is not None and disrupted.get("status") == "True":
-        return InstanceState.INTERRUPTED, _words(disrupted)
-    if status.get("reason") in _TAKEN_BACK:
-        return InstanceState.INTERRUPTED, _words(status)
-    if phase in {"Failed", "Succeeded"}:
-        return _ended(status, str(phase))
-    if pod["metadata"].get("deletionTimestamp"):
-        return InstanceState.TERMINATING, ""
-    if phase == "Pending":
-        return _pending(status, conditions, now, scheduling_timeout_s)
-    if phase == "Running":
-        return _running(status, conditions)
-    return InstanceState.UNKNOWN, f"its phase is {phase}"
-
-
-def _ended(status: Json, phase: str) -> tuple[InstanceState, str]:
-    if phase == "Succeeded" or status.get("reason") == "DeadlineExceeded":
-        return InstanceState.TERMINATED, "its lease is over" if phase == "Failed" else "it has ended"
-    for container in as_list(status.get("containerStatuses")):
-        end: Json | None = as_dict(container.get("state")).get("terminated")
-        if end:
-            return InstanceState.FAILED, f"its container ended with exit code {end.get('exitCode')}: {_words(end)}"
-    return InstanceState.FAILED, _words(status)
-
-
-def _pending(
-    status: Json, conditions: Mapping[str, Json], now: datetime, scheduling_timeout_s: float
-) -> tuple[InstanceState, str]:
-    scheduled = conditions.get("PodScheduled")
-    if scheduled is not None and scheduled.get("status") == "False":
-        since = _time(scheduled.get("lastTransitionTime")) or now
-        words = f"no node takes it: {_words(scheduled)}"
-        if scheduled.get("reason") == "Unschedulable" and (now - since).total_seconds() >= scheduling_timeout_s:
-            return InstanceState.FAILED, words
-        return InstanceState.PROVISIONING, words
-    return _waiting(status) or (InstanceState.PROVISIONING, "its container is being made")
-
-
-def _running(status: Json, conditions: Mapping[str, Json]) -> tuple[InstanceState, str]:
-    containers: list[Json] = as_list(status.get("containerStatuses"))
-    if failed := _waiting(status):
-        return failed
-    if any(as_dict(one.get("state")).get("terminated") for one in containers):
-        return InstanceState.PROVISIONING, "its container has ended, its pod not yet"
-    ready = conditions.get("Ready", {})
-    if containers and all(one.get("ready") for one in containers) and ready.get("status") != "True":
-        return InstanceState.UNKNOWN, f"it does not answer: {_words(ready)}"  # nothing but its node can make it so
-    if containers and all(one.get("ready") for one in containers):
-        return InstanceState.RUNNING, ""
-    return InstanceState.PROVISIONING, "its container is being started"
-
-
-def _waiting(status: Json) -> tuple[InstanceState, str] | None:
-    """A container that waits for what will not come."""
-    for container in (*as_list(status.get("initContainerStatuses")), *as_list(status.get("containerStatuses"))):
-        waiting: Json = as_dict(as_dict(container.get("state")).get("waiting"))
-        reason = waiting.get("reason")
-        if reason in _IMAGE:
-            return InstanceState.FAILED, f"the image {container.get('image')} {_IMAGE[reason]}: {_words(waiting)}"
-        if reason in _CONTAINER:
-            return InstanceState.FAILED, f"its container cannot be made: {_words(waiting)}"
-    return None
-
-
-def _words(source: Json) -> str:
-    return (
-        _one_line(": ".join(str(source[key]) for key in ("reason", "message") if source.get(key))) or "no reason given"
-    )
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
 
 
 def _place(instance_id: str) -> tuple[str, str]:

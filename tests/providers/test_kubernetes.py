@@ -54,7 +54,8 @@ from providers.core.models import (
     utc_now,
 )
 from providers.core.nodes import Node, quantity, requests
-from providers.kubernetes import Kubernetes, _state
+from providers.core.pod_state import state_of
+from providers.kubernetes import Kubernetes
 from tests.conformance import ProviderConformance, Subject, launch_spec, lease_name
 from tests.fakes.kubernetes import KEPT, Cluster, KubernetesFaults, Wire, is_create, is_get, status
 
@@ -930,7 +931,7 @@ class TestStates:
         ],
     )
     def test_a_pods_status_is_a_state_and_a_reason(self, pod: dict[str, Any], state: InstanceState, words: str) -> None:
-        seen, reason = _state(pod, utc_now(), 5)
+        seen, reason = state_of(pod, utc_now(), 5)
         assert seen is state
         assert words in reason
 
@@ -944,11 +945,11 @@ class TestStates:
             "lastTransitionTime": (now - timedelta(seconds=10)).isoformat(),
         }
         pod = pod_status(phase="Pending", conditions=[condition])
-        assert _state(pod, now, 5) == (
+        assert state_of(pod, now, 5) == (
             InstanceState.FAILED,
             "no node takes it: Unschedulable: 0/1 nodes are available",
         )
-        assert _state(pod, now, 60)[0] is InstanceState.PROVISIONING
+        assert state_of(pod, now, 60)[0] is InstanceState.PROVISIONING
 
 
 class FakeApi:

@@ -1,0 +1,108 @@
+"""The status of a pod as instances have it: which state it is in, and why, in a user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from providers.core.models import InstanceState
+from providers.core.nodes import Json, as_dict, as_list
+
+CONTAINER: Final = "job"  # the container of ours; others may be put beside it by the cluster
+
+_IMAGE: Final = {
+    "ErrImagePull": "cannot be pulled",
+    "ImagePullBackOff": "cannot be pulled",
+    "ErrImageNeverPull": "is not on the node, and the account's block forbids pulling",
+    "InvalidImageName": "has a name that is none",
+    "ImageInspectError": "cannot be read",
+    "RegistryUnavailable": "cannot be pulled: its registry does not answer",
+    "SignatureValidationFailed": "is not signed as the cluster demands",
+}
+_CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
+_TAKEN_BACK: Final = {"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
+
+
+def state_of(pod: Json, now: datetime, scheduling_timeout_s: float) -> tuple[InstanceState, str]:
+    """What a pod's status means, and its reason in a user's words."""
+    status: Json = as_dict(pod.get("status"))
+    conditions: dict[str, Json] = {one["type"]: one for one in as_list(status.get("conditions"))}
+    phase = status.get("phase")
+    disrupted = conditions.get("DisruptionTarget")
+    if disrupted is not None and disrupted.get("status") == "True":
+        return InstanceState.INTERRUPTED, _words(disrupted)
+    if status.get("reason") in _TAKEN_BACK:
+        return InstanceState.INTERRUPTED, _words(status)
+    if phase in {"Failed", "Succeeded"}:
+        return _ended(status, str(phase))
+    if pod["metadata"].get("deletionTimestamp"):
+        return InstanceState.TERMINATING, ""
+    if phase == "Pending":
+        return _pending(status, conditions, now, scheduling_timeout_s)
+    if phase == "Running":
+        return _running(status, conditions)
+    return InstanceState.UNKNOWN, f"its phase is {phase}"
+
+
+def _ended(status: Json, phase: str) -> tuple[InstanceState, str]:
+    if phase == "Succeeded" or status.get("reason") == "DeadlineExceeded":
+        return InstanceState.TERMINATED, "its lease is over" if phase == "Failed" else "it has ended"
+    for container in as_list(status.get("containerStatuses")):
+        end: Json | None = as_dict(container.get("state")).get("terminated")
+        if end:
+            return InstanceState.FAILED, f"its container ended with exit code {end.get('exitCode')}: {_words(end)}"
+    return InstanceState.FAILED, _words(status)
+
+
+def _pending(
+    status: Json, conditions: Mapping[str, Json], now: datetime, scheduling_timeout_s: float
+) -> tuple[InstanceState, str]:
+    scheduled = conditions.get("PodScheduled")
+    if scheduled is not None and scheduled.get("status") == "False":
+        since = instant(scheduled.get("lastTransitionTime")) or now
+        words = f"no node takes it: {_words(scheduled)}"
+        if scheduled.get("reason") == "Unschedulable" and (now - since).total_seconds() >= scheduling_timeout_s:
+            return InstanceState.FAILED, words
+        return InstanceState.PROVISIONING, words
+    return _waiting(status) or (InstanceState.PROVISIONING, "its container is being made")
+
+
+def _running(status: Json, conditions: Mapping[str, Json]) -> tuple[InstanceState, str]:
+    containers: list[Json] = as_list(status.get("containerStatuses"))
+    if failed := _waiting(status):
+        return failed
+    if any(as_dict(one.get("state")).get("terminated") for one in containers):
+        return InstanceState.PROVISIONING, "its container has ended, its pod not yet"
+    ready = conditions.get("Ready", {})
+    if containers and all(one.get("ready") for one in containers) and ready.get("status") != "True":
+        return InstanceState.UNKNOWN, f"it does not answer: {_words(ready)}"  # nothing but its node can make it so
+    if containers and all(one.get("ready") for one in containers):
+        return InstanceState.RUNNING, ""
+    return InstanceState.PROVISIONING, "its container is being started"
+
+
+def _waiting(status: Json) -> tuple[InstanceState, str] | None:
+    """A container that waits for what will not come."""
+    for container in (*as_list(status.get("initContainerStatuses")), *as_list(status.get("containerStatuses"))):
+        waiting: Json = as_dict(as_dict(container.get("state")).get("waiting"))
+        reason = waiting.get("reason")
+        if reason in _IMAGE:
+            return InstanceState.FAILED, f"the image {container.get('image')} {_IMAGE[reason]}: {_words(waiting)}"
+        if reason in _CONTAINER:
+            return InstanceState.FAILED, f"its container cannot be made: {_words(waiting)}"
+    return None
+
+
+def _words(source: Json) -> str:
+    return (
+        one_line(": ".join(str(source[key]) for key in ("reason", "message") if source.get(key))) or "no reason given"
+    )
+
+
+def instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
