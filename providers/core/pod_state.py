@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -38,21 +38,45 @@ def state_of(pod: Json, now: datetime, scheduling_timeout_s: float) -> tuple[Ins
         return _ended(status, str(phase))
     if pod["metadata"].get("deletionTimestamp"):
         return InstanceState.TERMINATING, ""
+    has_started = as_dict(_own(status).get("state")).keys() & {"running", "terminated"}
+    if phase == "Running" or (phase == "Pending" and has_started):  # pending: a sidecar waits for its image
+        return _running(status, conditions)
     if phase == "Pending":
         return _pending(status, conditions, now, scheduling_timeout_s)
-    if phase == "Running":
-        return _running(status, conditions)
     return InstanceState.UNKNOWN, f"its phase is {phase}"
 
 
 def _ended(status: Json, phase: str) -> tuple[InstanceState, str]:
     if phase == "Succeeded" or status.get("reason") == "DeadlineExceeded":
         return InstanceState.TERMINATED, "its lease is over" if phase == "Failed" else "it has ended"
-    for container in as_list(status.get("containerStatuses")):
-        end: Json | None = as_dict(container.get("state")).get("terminated")
-        if end:
-            return InstanceState.FAILED, f"its container ended with exit code {end.get('exitCode')}: {_words(end)}"
+    if end := _end(_own(status)):
+        return _end_of_ours(end)
+    for container in _all(status):
+        if (end := _end(container)) and end.get("exitCode"):
+            words = f"its container {container.get('name')} ended with exit code {end['exitCode']}: {_words(end)}"
+            return InstanceState.FAILED, words
     return InstanceState.FAILED, _words(status)
+
+
+def _all(status: Json) -> list[Json]:
+    return [*as_list(status.get("initContainerStatuses")), *as_list(status.get("containerStatuses"))]
+
+
+def _own(status: Json) -> Json:
+    return as_dict(
+        next((one for one in as_list(status.get("containerStatuses")) if one.get("name") == CONTAINER), None)
+    )
+
+
+def _end(container: Json) -> Json:
+    return as_dict(as_dict(container.get("state")).get("terminated"))
+
+
+def _end_of_ours(end: Json) -> tuple[InstanceState, str]:
+    """It is never started again, so its end is the instance's, whatever runs on beside it."""
+    if end.get("exitCode") == 0:
+        return InstanceState.TERMINATED, "it has ended"
+    return InstanceState.FAILED, f"its container ended with exit code {end.get('exitCode')}: {_words(end)}"
 
 
 def _pending(
@@ -65,26 +89,28 @@ def _pending(
         if scheduled.get("reason") == "Unschedulable" and (now - since).total_seconds() >= scheduling_timeout_s:
             return InstanceState.FAILED, words
         return InstanceState.PROVISIONING, words
-    return _waiting(status) or (InstanceState.PROVISIONING, "its container is being made")
+    before = as_list(status.get("initContainerStatuses"))  # ours is not made until they have ended, or run as sidecars
+    return _waiting([*before, _own(status)]) or (InstanceState.PROVISIONING, "its container is being made")
 
 
 def _running(status: Json, conditions: Mapping[str, Json]) -> tuple[InstanceState, str]:
-    containers: list[Json] = as_list(status.get("containerStatuses"))
-    if failed := _waiting(status):
-        return failed
-    if any(as_dict(one.get("state")).get("terminated") for one in containers):
-        return InstanceState.PROVISIONING, "its container has ended, its pod not yet"
+    own = _own(status)
+    if end := _end(own):
+        return _end_of_ours(end)
+    if not own.get("ready"):
+        return _waiting([own]) or (InstanceState.PROVISIONING, "its container is being started")
+    # A pod that is not ready although its containers are was made so by the cluster, because its node is silent; unless it
+    # waits for a load balancer, which a webhook may have asked for.
     ready = conditions.get("Ready", {})
-    if containers and all(one.get("ready") for one in containers) and ready.get("status") != "True":
-        return InstanceState.UNKNOWN, f"it does not answer: {_words(ready)}"  # nothing but its node can make it so
-    if containers and all(one.get("ready") for one in containers):
-        return InstanceState.RUNNING, ""
-    return InstanceState.PROVISIONING, "its container is being started"
+    are_all_ready = all(one.get("ready") for one in _all(status))  # an init container that has ended is ready too
+    if are_all_ready and ready.get("status") != "True" and ready.get("reason") != "ReadinessGatesNotReady":
+        return InstanceState.UNKNOWN, f"it does not answer: {_words(ready)}"
+    return InstanceState.RUNNING, ""
 
 
-def _waiting(status: Json) -> tuple[InstanceState, str] | None:
+def _waiting(containers: Iterable[Json]) -> tuple[InstanceState, str] | None:
     """A container that waits for what will not come."""
-    for container in (*as_list(status.get("initContainerStatuses")), *as_list(status.get("containerStatuses"))):
+    for container in containers:
         waiting: Json = as_dict(as_dict(container.get("state")).get("waiting"))
         reason = waiting.get("reason")
         if reason in _IMAGE:

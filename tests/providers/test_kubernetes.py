@@ -845,6 +845,16 @@ def pod_status(**status: Any) -> dict[str, Any]:
     return {"metadata": status.pop("metadata", {}), "status": status, "spec": {}}
 
 
+# Containers' statuses, as kubelets write them.
+READY: dict[str, Any] = {"ready": True, "state": {"running": {}}}
+STARTING: dict[str, Any] = {"ready": False, "state": {"running": {}}}
+ENDED: dict[str, Any] = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+OOM_KILLED: dict[str, Any] = {"ready": False, "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+MAKING: dict[str, Any] = {"ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+CRASHED = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
+PULLING: dict[str, Any] = {"ready": False, "state": {"waiting": {"reason": "ErrImagePull", "message": "EOF"}}}
+
+
 class TestStates:
     @pytest.mark.parametrize(
         ("pod", "state", "words"),
@@ -854,7 +864,11 @@ class TestStates:
                 pod_status(
                     phase="Pending",
                     containerStatuses=[
-                        {"image": "x", "state": {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}}
+                        {
+                            "name": "job",
+                            "image": "x",
+                            "state": {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}},
+                        }
                     ],
                 ),
                 InstanceState.FAILED,
@@ -864,7 +878,10 @@ class TestStates:
                 pod_status(
                     phase="Pending",
                     containerStatuses=[
-                        {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no key"}}}
+                        {
+                            "name": "job",
+                            "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no key"}},
+                        }
                     ],
                 ),
                 InstanceState.FAILED,
@@ -874,7 +891,7 @@ class TestStates:
                 pod_status(
                     phase="Running",
                     conditions=[{"type": "Ready", "status": "True"}],
-                    containerStatuses=[{"ready": True, "state": {"running": {}}}],
+                    containerStatuses=[{"name": "job", "ready": True, "state": {"running": {}}}],
                 ),
                 InstanceState.RUNNING,
                 "",
@@ -883,13 +900,13 @@ class TestStates:
                 pod_status(
                     phase="Running",
                     conditions=[{"type": "Ready", "status": "False"}],
-                    containerStatuses=[{"ready": True, "state": {"running": {}}}],
+                    containerStatuses=[{"name": "job", "ready": True, "state": {"running": {}}}],
                 ),
                 InstanceState.UNKNOWN,
                 "does not answer",
             ),
             (
-                pod_status(phase="Running", containerStatuses=[{"ready": False, "state": {}}]),
+                pod_status(phase="Running", containerStatuses=[{"name": "job", "ready": False, "state": {}}]),
                 InstanceState.PROVISIONING,
                 "",
             ),
@@ -916,7 +933,9 @@ class TestStates:
             (
                 pod_status(
                     phase="Failed",
-                    containerStatuses=[{"state": {"terminated": {"exitCode": 128, "reason": "StartError"}}}],
+                    containerStatuses=[
+                        {"name": "job", "state": {"terminated": {"exitCode": 128, "reason": "StartError"}}}
+                    ],
                 ),
                 InstanceState.FAILED,
                 "exit code 128: StartError",
@@ -934,6 +953,74 @@ class TestStates:
         seen, reason = state_of(pod, utc_now(), 5)
         assert seen is state
         assert words in reason
+
+    @pytest.mark.parametrize(
+        ("others", "own", "more", "state", "words"),
+        [
+            ([("istio-proxy", READY)], OOM_KILLED, {}, InstanceState.FAILED, "exit code 137: OOMKilled"),
+            ([("istio-proxy", READY)], ENDED, {}, InstanceState.TERMINATED, "it has ended"),
+            ([("istio-proxy", STARTING)], READY, {}, InstanceState.RUNNING, ""),
+            ([("helper", ENDED)], READY, {}, InstanceState.RUNNING, ""),
+            ([("helper", OOM_KILLED)], READY, {}, InstanceState.RUNNING, ""),
+            ([("helper", PULLING)], READY, {"phase": "Pending"}, InstanceState.RUNNING, ""),
+            ([("helper", PULLING)], OOM_KILLED, {"phase": "Pending"}, InstanceState.FAILED, "exit code 137: OOMKilled"),
+            ([("istio-proxy", READY)], STARTING, {}, InstanceState.PROVISIONING, "being started"),
+            ([("istio-proxy", READY)], MAKING, {"phase": "Pending"}, InstanceState.PROVISIONING, "being made"),
+            ([("helper", ENDED)], OOM_KILLED, {"phase": "Failed"}, InstanceState.FAILED, "exit code 137: OOMKilled"),
+            ([("helper", OOM_KILLED)], ENDED, {"phase": "Failed"}, InstanceState.TERMINATED, "it has ended"),
+            (
+                [("init", OOM_KILLED)],
+                MAKING,
+                {"phase": "Failed"},
+                InstanceState.FAILED,
+                "container init ended with exit",
+            ),
+        ],
+        ids=str,
+    )
+    def test_the_container_of_ours_decides_whatever_stands_beside_it(
+        self,
+        others: list[tuple[str, dict[str, Any]]],
+        own: dict[str, Any],
+        more: dict[str, str],
+        state: InstanceState,
+        words: str,
+    ) -> None:
+        for kind in ("containerStatuses", "initContainerStatuses"):
+            beside = [{"name": name, "image": name, **status} for name, status in others]
+            status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}], **more}
+            for ours in (0, len(beside)):  # the order of containers is the cluster's
+                containers = list(beside) if kind == "containerStatuses" else []
+                containers.insert(ours, {"name": "job", "image": "x", **own})
+                initial = beside if kind == "initContainerStatuses" else []
+                seen, reason = state_of(
+                    pod_status(containerStatuses=containers, initContainerStatuses=initial, **status), utc_now(), 5
+                )
+                assert (kind, seen) == (kind, state)
+                assert words in reason
+
+    def test_a_sidecar_that_restarts_beside_a_running_job_ends_nothing(self) -> None:
+        pod = pod_status(
+            phase="Running",
+            conditions=[{"type": "Ready", "status": "True"}],
+            initContainerStatuses=[{"name": "istio-proxy", "ready": False, "state": {"waiting": CRASHED}}],
+            containerStatuses=[{"name": "job", **READY}],
+        )
+        assert state_of(pod, utc_now(), 5) == (InstanceState.RUNNING, "")
+
+    def test_only_a_node_that_does_not_answer_makes_a_pod_unknown(self) -> None:
+        for condition, beside, state in (
+            ({"status": "False"}, READY, InstanceState.UNKNOWN),  # its node is silent: all were ready when it last told
+            ({"status": "Unknown"}, READY, InstanceState.UNKNOWN),
+            ({"status": "False", "reason": "ContainersNotReady"}, STARTING, InstanceState.RUNNING),
+            ({"status": "False", "reason": "ReadinessGatesNotReady"}, READY, InstanceState.RUNNING),
+        ):
+            pod = pod_status(
+                phase="Running",
+                conditions=[{"type": "Ready", **condition}],
+                containerStatuses=[{"name": "istio-proxy", **beside}, {"name": "job", **READY}],
+            )
+            assert state_of(pod, utc_now(), 5)[0] is state
 
     def test_a_pod_that_no_node_takes_fails_when_its_time_is_over(self) -> None:
         now = utc_now()
