@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
@@ -21,6 +22,23 @@ _IMAGE: Final = {
     "SignatureValidationFailed": "is not signed as the cluster demands",
 }
 _CONTAINER: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
+# The kubelet tries all of it again, with growing pauses. These are what trying again does not mend: by reason, and where a reason
+# has many causes by the words of containerd, Docker, CRI-O and registries (not where they are part of an image's name).
+_FINAL: Final = {"InvalidImageName", "ErrImageNeverPull", "SignatureValidationFailed"}
+_FINAL_WORDS: Final = re.compile(
+    r"(?<![\w/.:-])("
+    r"not found|manifest unknown|name unknown|does not exist|couldn't find key|invalid reference format"
+    r"|unauthorized|unauthenticated|authentication required|no basic auth|denied|forbidden"
+    r"|no match(ing manifest)? for|does not match the specified platform"
+    r"|no such host|connection refused|x509|HTTP response to HTTPS client"
+    r"|runAsNonRoot|non-numeric user"
+    r")(?![\w/-]|[.:]\w)",
+    re.IGNORECASE,
+)
+_BUSY: Final = re.compile(
+    r"too ?many ?requests|\b429\b|quota exceeded", re.IGNORECASE
+)  # registries refuse with these too
+PATIENCE_S: Final = 120.0  # for the rest, from when the pod had its node
 _TAKEN_BACK: Final = {"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
 
 
@@ -40,7 +58,7 @@ def state_of(pod: Json, now: datetime, scheduling_timeout_s: float) -> tuple[Ins
         return InstanceState.TERMINATING, ""
     has_started = as_dict(_own(status).get("state")).keys() & {"running", "terminated"}
     if phase == "Running" or (phase == "Pending" and has_started):  # pending: a sidecar waits for its image
-        return _running(status, conditions)
+        return _running(status, conditions, now)
     if phase == "Pending":
         return _pending(status, conditions, now, scheduling_timeout_s)
     return InstanceState.UNKNOWN, f"its phase is {phase}"
@@ -90,15 +108,18 @@ def _pending(
             return InstanceState.FAILED, words
         return InstanceState.PROVISIONING, words
     before = as_list(status.get("initContainerStatuses"))  # ours is not made until they have ended, or run as sidecars
-    return _waiting([*before, _own(status)]) or (InstanceState.PROVISIONING, "its container is being made")
+    return _waiting([*before, _own(status)], conditions, now) or (
+        InstanceState.PROVISIONING,
+        "its container is being made",
+    )
 
 
-def _running(status: Json, conditions: Mapping[str, Json]) -> tuple[InstanceState, str]:
+def _running(status: Json, conditions: Mapping[str, Json], now: datetime) -> tuple[InstanceState, str]:
     own = _own(status)
     if end := _end(own):
         return _end_of_ours(end)
     if not own.get("ready"):
-        return _waiting([own]) or (InstanceState.PROVISIONING, "its container is being started")
+        return _waiting([own], conditions, now) or (InstanceState.PROVISIONING, "its container is being started")
     # A pod that is not ready although its containers are was made so by the cluster, because its node is silent; unless it
     # waits for a load balancer, which a webhook may have asked for.
     ready = conditions.get("Ready", {})
@@ -108,15 +129,23 @@ def _running(status: Json, conditions: Mapping[str, Json]) -> tuple[InstanceStat
     return InstanceState.RUNNING, ""
 
 
-def _waiting(containers: Iterable[Json]) -> tuple[InstanceState, str] | None:
-    """A container that waits for what will not come."""
+def _waiting(
+    containers: Iterable[Json], conditions: Mapping[str, Json], now: datetime
+) -> tuple[InstanceState, str] | None:
+    """A container that waits for what will not come, or may not."""
+    since = instant(conditions.get("PodScheduled", {}).get("lastTransitionTime")) or now
     for container in containers:
         waiting: Json = as_dict(as_dict(container.get("state")).get("waiting"))
-        reason = waiting.get("reason")
+        reason, message = waiting.get("reason"), str(waiting.get("message", ""))
         if reason in _IMAGE:
-            return InstanceState.FAILED, f"the image {container.get('image')} {_IMAGE[reason]}: {_words(waiting)}"
-        if reason in _CONTAINER:
-            return InstanceState.FAILED, f"its container cannot be made: {_words(waiting)}"
+            words = f"the image {container.get('image')} {_IMAGE[reason]}: {_words(waiting)}"
+        elif reason in _CONTAINER:
+            words = f"its container cannot be made: {_words(waiting)}"
+        else:
+            continue
+        is_final = reason in _FINAL or (_FINAL_WORDS.search(message) and not _BUSY.search(message))
+        is_over = is_final or (now - since).total_seconds() >= PATIENCE_S
+        return InstanceState.FAILED if is_over else InstanceState.PROVISIONING, words
     return None
 
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -855,6 +855,18 @@ CRASHED = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
 PULLING: dict[str, Any] = {"ready": False, "state": {"waiting": {"reason": "ErrImagePull", "message": "EOF"}}}
 
 
+def waiting_pod(reason: str, message: str, scheduled_s_ago: float) -> tuple[dict[str, Any], datetime]:
+    now = utc_now()
+    at = (now - timedelta(seconds=scheduled_s_ago)).isoformat()
+    waiting = {"reason": reason, "message": message}
+    pod = pod_status(
+        phase="Pending",
+        conditions=[{"type": "PodScheduled", "status": "True", "lastTransitionTime": at}],
+        containerStatuses=[{"name": "job", "image": "x", "state": {"waiting": waiting}}],
+    )
+    return pod, now
+
+
 class TestStates:
     @pytest.mark.parametrize(
         ("pod", "state", "words"),
@@ -880,12 +892,14 @@ class TestStates:
                     containerStatuses=[
                         {
                             "name": "job",
-                            "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no key"}},
+                            "state": {
+                                "waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}
+                            },
                         }
                     ],
                 ),
                 InstanceState.FAILED,
-                "no key",
+                'secret "s" not found',
             ),
             (
                 pod_status(
@@ -1021,6 +1035,93 @@ class TestStates:
                 containerStatuses=[{"name": "istio-proxy", **beside}, {"name": "job", **READY}],
             )
             assert state_of(pod, utc_now(), 5)[0] is state
+
+    @pytest.mark.parametrize(
+        ("reason", "message"),
+        [
+            # containerd
+            (
+                "ErrImagePull",
+                'failed to resolve reference "docker.io/library/nosuch:1": docker.io/library/nosuch:1: not found',
+            ),
+            (
+                "ErrImagePull",
+                "pull access denied, repository does not exist or may require authorization: server message: x",
+            ),
+            (
+                "ErrImagePull",
+                "failed to authorize: unexpected status from GET request to https://ghcr.io/t: 401 Unauthorized",
+            ),
+            ("ErrImagePull", 'failed to pull and unpack image "x": no match for platform in manifest: not found'),
+            # docker, and cri-o
+            (
+                "ErrImagePull",
+                "rpc error: code = Unknown desc = Error response from daemon: manifest for nginx:nosuch not found",
+            ),
+            ("ErrImagePull", "Error response from daemon: manifest unknown: manifest unknown"),
+            (
+                "ErrImagePull",
+                "Error response from daemon: Get https://r.example/v2/a/manifests/1: no basic auth credentials",
+            ),
+            ("ErrImagePull", "no matching manifest for linux/arm64/v8 in the manifest list entries"),
+            (
+                "ErrImagePull",
+                "reading manifest 1 in quay.io/a/b: unauthorized: access to the requested resource is not authorized",
+            ),
+            # a cluster without a way out
+            ("ErrImagePull", 'Get "https://ghcr.io/v2/": dial tcp: lookup ghcr.io on 10.0.0.10:53: no such host'),
+            ("ErrImagePull", 'Get "http://127.0.0.1:9/v2/": dial tcp 127.0.0.1:9: connect: connection refused'),
+            # kubelets from 1.31 on say it here too
+            ("ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: reading manifest: manifest unknown'),
+            ("InvalidImageName", 'Failed to apply default image tag "UPPER CASE"'),
+            ("ErrImageNeverPull", 'Container image "x" is not present with pull policy of Never'),
+            ("SignatureValidationFailed", "image policy denies it"),
+            ("CreateContainerConfigError", 'configmap "c" not found'),
+            ("CreateContainerConfigError", "couldn't find key k in Secret ns/s"),
+            ("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+        ],
+    )
+    def test_what_waiting_does_not_mend_is_told_at_once(self, reason: str, message: str) -> None:
+        pod, now = waiting_pod(reason, message, scheduled_s_ago=1)
+        state, words = state_of(pod, now, 5)
+        assert state is InstanceState.FAILED
+        assert message[:100] in words
+
+    @pytest.mark.parametrize(
+        ("reason", "message"),
+        [
+            ("ErrImagePull", "pull QPS exceeded"),
+            (
+                "ErrImagePull",
+                'failed to resolve reference "x": unexpected status from HEAD request: 429 Too Many Requests',
+            ),
+            ("ErrImagePull", "toomanyrequests: You have reached your unauthenticated pull rate limit"),
+            ("ErrImagePull", "denied: Quota exceeded for quota metric 'Requests per project per region'"),
+            (
+                "ErrImagePull",
+                'Get "https://ghcr.io/v2/": dial tcp: lookup ghcr.io on 10.0.0.10:53: read udp: i/o timeout',
+            ),
+            ("ErrImagePull", "net/http: TLS handshake timeout"),
+            ("ErrImagePull", "unexpected EOF"),
+            (
+                "ImagePullBackOff",
+                'Back-off pulling image "ghcr.io/acme/denied:unauthorized"',
+            ),  # words of a name, not of a refusal
+            ("ImagePullBackOff", 'Back-off pulling image "denied:1"'),
+            ("RegistryUnavailable", "image pull failed: the registry is unavailable"),
+            ("CreateContainerConfigError", "failed to sync configmap cache: timed out waiting for the condition"),
+            ("CreateContainerError", "context deadline exceeded"),
+        ],
+    )
+    def test_what_the_kubelet_tries_again_has_two_minutes_and_is_told_meanwhile(
+        self, reason: str, message: str
+    ) -> None:
+        pod, now = waiting_pod(reason, message, scheduled_s_ago=100)
+        state, words = state_of(pod, now, 5)
+        assert state is InstanceState.PROVISIONING
+        assert message in words
+        pod, now = waiting_pod(reason, message, scheduled_s_ago=121)
+        assert state_of(pod, now, 5) == (InstanceState.FAILED, words)
 
     def test_a_pod_that_no_node_takes_fails_when_its_time_is_over(self) -> None:
         now = utc_now()
