@@ -138,8 +138,8 @@ class KubernetesCredentials(CredentialsBlock):
         default=5.0,
         ge=0,
         title="Wait for a node, in seconds",
-        description="So long a pod that fits no node may wait. With a cluster autoscaler give it time, for example 300: "
-        "from 60 on, nodes that are full count as offers too.",
+        description="So long a pod that fits no node may wait, unless pods of lower priority make room for it. "
+        "With a cluster autoscaler give it time, for example 300: from 60 on, nodes that are full count as offers too.",
     )
 
     @override

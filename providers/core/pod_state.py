@@ -103,6 +103,8 @@ def _pending(
     scheduled = conditions.get("PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         since = instant(scheduled.get("lastTransitionTime")) or now
+        if node := status.get("nominatedNodeName"):  # by preemption: pods of lower priority have their grace to go
+            return InstanceState.PROVISIONING, f"others make room for it on the node {node}: {_words(scheduled)}"
         words = f"no node takes it: {_words(scheduled)}"
         if scheduled.get("reason") == "Unschedulable" and (now - since).total_seconds() >= scheduling_timeout_s:
             return InstanceState.FAILED, words

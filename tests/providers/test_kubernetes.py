@@ -1139,6 +1139,20 @@ class TestStates:
         )
         assert state_of(pod, now, 60)[0] is InstanceState.PROVISIONING
 
+    def test_a_pod_for_which_others_make_room_goes_on_waiting(self) -> None:
+        now = utc_now()
+        condition = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            "lastTransitionTime": (now - timedelta(seconds=600)).isoformat(),
+        }
+        pod = pod_status(phase="Pending", nominatedNodeName="n1", conditions=[condition])
+        state, words = state_of(pod, now, 5)
+        assert state is InstanceState.PROVISIONING
+        assert words.startswith("others make room for it on the node n1: Unschedulable")
+
 
 class FakeApi:
     """An HTTP server on loopback that answers as it is told; `answers` maps method and path to status, body and headers."""
