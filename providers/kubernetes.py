@@ -676,6 +676,9 @@ def _pod(offer: Offer, spec: LaunchSpec, options: KubernetesOptions, block: Kube
         "prefect-gpu/price": str(offer.price),
         "prefect-gpu/spot": str(offer.spot).lower(),
         **{f"prefect-gpu/{key.removeprefix('prefect-gpu-')}": value for key, value in spec.tags.items()},
+        # A pod without a controller is not made again elsewhere: consolidating nodes would end the job.
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         **options.annotations,
     }
     return {

@@ -1459,3 +1459,14 @@ def test_the_same_spec_is_the_same_pod() -> None:
     for made in (one, other):
         made["spec"].pop("activeDeadlineSeconds")
     assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def test_a_pod_is_not_moved_by_who_tidies_up_nodes_unless_the_job_says_so() -> None:
+    from providers.kubernetes import KubernetesOptions, _pod
+
+    spec = LaunchSpec(name=lease_name(), deadline=utc_now() + timedelta(hours=1), client_public_key="k")
+    evict = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+    notes = _pod(OFFER, spec, KubernetesOptions(), KubernetesCredentials())["metadata"]["annotations"]
+    assert notes.items() >= {"karpenter.sh/do-not-disrupt": "true", evict: "false"}.items()
+    options = KubernetesOptions(annotations={evict: "true"})
+    assert _pod(OFFER, spec, options, KubernetesCredentials())["metadata"]["annotations"][evict] == "true"
