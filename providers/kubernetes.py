@@ -59,7 +59,7 @@ from providers.core.models import (
     Unread,
     utc_now,
 )
-from providers.core.nodes import Json, Node, as_list, gpu_counts, usual_tolerations
+from providers.core.nodes import Json, Node, as_dict, as_list, gpu_counts, usual_tolerations
 from providers.core.pod_exec import Api, PodConnection
 from providers.core.pod_state import CONTAINER, instant, one_line, state_of
 
@@ -258,18 +258,18 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raise InvalidRequest(f"these options are none of Kubernetes: {wrong}") from None
         namespace = self.credentials.namespace
         pods = f"/api/v1/namespaces/{namespace}/pods"
-        secret = self._make_pull_secret(spec) if spec.registry else None
+        secret = f"/api/v1/namespaces/{namespace}/secrets/{spec.name}" if spec.registry else None
         pod = _pod(offer, spec, options, self.credentials)
         try:
+            if secret:
+                self._make_pull_secret(spec)
             made = self._call("POST", pods, f"create the pod {spec.name}", body=pod, order=spec.name)
         except _Exists:
             made = self._ours(namespace, spec.name)
         except (Unconfirmed, Transient):
             raise
-        except ProviderError:
-            if secret:
-                self._call("DELETE", secret, f"remove the Secret {spec.name}", allow=(404,))
-            raise
+        except ProviderError as refused:
+            made = self._in_spite_of(refused, f"{pods}/{spec.name}", spec.name, secret)
         if secret:  # from now on it goes with the pod, whoever deletes that
             owner = {"apiVersion": "v1", "kind": "Pod", "name": spec.name, "uid": made["metadata"]["uid"]}
             self._call(
@@ -289,17 +289,36 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raise Unconfirmed(f"the pod {name} was there and is gone again") from gone
         except Transient as trouble:
             raise Unconfirmed(f"the pod {name} is there and cannot be read: {trouble.message}") from trouble
-        labels: Json = pod["metadata"].get("labels", {})
-        if labels.get("app.kubernetes.io/managed-by") != "prefect-gpu" or labels.get("prefect-gpu/name") != name:
+        if not _is_ours(pod, name):
             raise InvalidRequest(f"a pod {name} that is not ours stands in the namespace {namespace}: delete it")
         return pod
 
-    def _make_pull_secret(self, spec: LaunchSpec) -> str:
-        """The Secret of the image's registry, there before the pod so that the first pull finds it; its path."""
+    def _in_spite_of(self, refused: ProviderError, path: str, name: str, secret: str | None) -> Json:
+        """The pod of an earlier, same order whose answer was lost; if there is none, `refused` is raised.
+
+        What is admitted is asked before what stands: a quota that counts our own pod refuses the order that made it.
+        """
+        try:
+            pod = self._get(path, f"read the pod {name}")
+        except NotFound:
+            if secret:
+                with contextlib.suppress(ProviderError):  # then it is left over
+                    self._call("DELETE", secret, f"remove the Secret {name}", allow=(404,))
+            raise refused from None
+        except Transient as trouble:
+            words = f"{refused.message}; whether it stands all the same is not known: {trouble.message}"
+            raise Unconfirmed(words, code=refused.code) from trouble
+        except ProviderError:
+            raise refused from None
+        if not _is_ours(pod, name):
+            raise refused
+        return pod
+
+    def _make_pull_secret(self, spec: LaunchSpec) -> None:
+        """The Secret of the image's registry, there before the pod so that the first pull finds it."""
         secrets = f"/api/v1/namespaces/{self.credentials.namespace}/secrets"
         with contextlib.suppress(_Exists):
             self._call("POST", secrets, f"create the Secret {spec.name}", body=_pull_secret(spec), order=spec.name)
-        return f"{secrets}/{spec.name}"
 
     @override
     def get_instance(self, instance_id: str) -> Instance:
@@ -628,6 +647,11 @@ def _labels(spec: LaunchSpec) -> dict[str, str]:
         if re.fullmatch(r"([A-Za-z0-9][-\w.]{0,61})?[A-Za-z0-9]", value, re.ASCII)
     }
     return {"app.kubernetes.io/managed-by": "prefect-gpu", **fits, "prefect-gpu/name": spec.name}
+
+
+def _is_ours(pod: Json, name: str) -> bool:
+    labels = as_dict(pod["metadata"].get("labels"))
+    return labels.get("app.kubernetes.io/managed-by") == "prefect-gpu" and labels.get("prefect-gpu/name") == name
 
 
 def _pod(offer: Offer, spec: LaunchSpec, options: KubernetesOptions, block: KubernetesCredentials) -> Json:

@@ -1352,6 +1352,120 @@ class TestErrors:
                 faked.get_instance(wrong)
 
 
+class Quota:
+    """An API server's pods and Secrets where a quota lets one pod stand; as there, admission comes before what stands already."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Any] = {}
+        self.secrets: dict[str, Any] = {}
+        self.counts_secrets = False
+        self.refused: dict[
+            tuple[str, str], tuple[int, str, str]
+        ] = {}  # by method and kind of object: status, words, reason
+        self.lost: list[tuple[str, str]] = []  # whose answer does not come
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        _, _, _, _, _, kind, *name = request.url.path.split("/") if "/ns/" in request.url.path else [""] * 6
+        call = (request.method, kind)
+        answer = self.answer(call, name[0] if name else "", request)
+        if call in self.lost:
+            self.lost.remove(call)
+            raise httpx.ReadTimeout("timed out", request=request)
+        return answer
+
+    def answer(self, call: tuple[str, str], name: str, request: httpx.Request) -> httpx.Response:
+        if call in self.refused:
+            code, words, reason = self.refused[call]
+            return status(code, words, reason)(request)
+        method, kind = call
+        if not kind:
+            return httpx.Response(200, json={"metadata": {"uid": "1"}})
+        objects = self.pods if kind == "pods" else self.secrets
+        if method == "POST":
+            body = json.loads(request.content)
+            name = body["metadata"]["name"]
+            if objects and (kind == "pods" or self.counts_secrets):
+                return status(403, f'{kind} "{name}" is forbidden: exceeded quota: q', "Forbidden")(request)
+            if name in objects:
+                return status(409, f'{kind} "{name}" already exists', "AlreadyExists")(request)
+            body["metadata"] |= {"uid": f"uid-of-{kind}", "namespace": "ns"}
+            objects[name] = {**body, "status": {"phase": "Pending"}}
+            return httpx.Response(201, json=objects[name])
+        if not name:
+            return httpx.Response(200, json={"items": list(objects.values())})
+        if name not in objects:
+            return status(404, f'{kind} "{name}" not found', "NotFound")(request)
+        one = objects.pop(name) if method == "DELETE" else objects[name]
+        if method == "PATCH":
+            one["metadata"] |= json.loads(request.content)["metadata"]
+        return httpx.Response(200, json=one)
+
+
+class TestOrders:
+    REGISTRY = RegistryAuth(server="ghcr.io", username="u", password=SecretStr("hunter2"))
+
+    @pytest.fixture
+    def server(self) -> Quota:
+        return Quota()
+
+    @pytest.fixture
+    def driver(self, faked: Kubernetes, server: Quota) -> Kubernetes:
+        return Kubernetes(faked.credentials, transport=lambda _: httpx.MockTransport(server))
+
+    @pytest.mark.parametrize("counts_secrets", [False, True], ids=["pods", "pods and Secrets"])
+    def test_a_repeated_order_that_its_own_pod_puts_over_quota_finds_it(
+        self, driver: Kubernetes, server: Quota, counts_secrets: bool
+    ) -> None:
+        server.counts_secrets = counts_secrets
+        server.lost = [("POST", "pods")]
+        spec = launch_spec(driver, lease_name(), registry=self.REGISTRY)
+        with pytest.raises(Unconfirmed):
+            driver.create_instance(OFFER, spec)
+        assert driver.create_instance(OFFER, spec).id == f"ns/{spec.name}"
+        owners = server.secrets[spec.name]["metadata"]["ownerReferences"]
+        assert [owner["uid"] for owner in owners] == ["uid-of-pods"]
+
+    def test_a_refusal_leaves_nothing_where_no_pod_stands(self, driver: Kubernetes, server: Quota) -> None:
+        server.pods["other"] = {"metadata": {"name": "other"}}
+        with pytest.raises(QuotaExceeded):
+            driver.create_instance(OFFER, launch_spec(driver, lease_name(), registry=self.REGISTRY))
+        assert server.secrets == {}
+
+    def test_a_strangers_pod_does_not_answer_a_refused_order(self, driver: Kubernetes, server: Quota) -> None:
+        name = lease_name()
+        server.pods[name] = {"metadata": {"name": name, "namespace": "ns", "uid": "1"}, "spec": {}}
+        with pytest.raises(QuotaExceeded):
+            driver.create_instance(OFFER, launch_spec(driver, name))
+
+    def test_a_refusal_is_told_also_where_what_it_left_cannot_be_deleted(
+        self, driver: Kubernetes, server: Quota
+    ) -> None:
+        server.pods["other"] = {"metadata": {"name": "other"}}
+        server.refused["DELETE", "secrets"] = (500, "etcdserver: leader changed", "InternalError")
+        with pytest.raises(QuotaExceeded):
+            driver.create_instance(OFFER, launch_spec(driver, lease_name(), registry=self.REGISTRY))
+
+    def test_a_refusal_while_pods_cannot_be_read_settles_nothing_and_takes_no_secret(
+        self, driver: Kubernetes, server: Quota
+    ) -> None:
+        server.pods["other"] = {"metadata": {"name": "other"}}
+        server.refused["GET", "pods"] = (503, "the server is currently unable to handle the request", "")
+        name = lease_name()
+        with pytest.raises(Unconfirmed, match="exceeded quota"):
+            driver.create_instance(OFFER, launch_spec(driver, name, registry=self.REGISTRY))
+        assert list(server.secrets) == [name]
+
+    def test_a_refusal_where_pods_may_not_be_read_is_told_and_takes_no_secret(
+        self, driver: Kubernetes, server: Quota
+    ) -> None:
+        server.pods["other"] = {"metadata": {"name": "other"}}
+        server.refused["GET", "pods"] = (403, 'User "u" cannot get resource "pods"', "Forbidden")
+        name = lease_name()
+        with pytest.raises(QuotaExceeded):
+            driver.create_instance(OFFER, launch_spec(driver, name, registry=self.REGISTRY))
+        assert list(server.secrets) == [name]
+
+
 class TestOffersOfNodes:
     def offers(
         self, api: FakeApi, faked: Kubernetes, nodes: list[Any], requirements: Requirements, **block: Any
