@@ -272,13 +272,10 @@ class Kubernetes(Provider[KubernetesCredentials]):
             made = self._in_spite_of(refused, f"{pods}/{spec.name}", spec.name, secret)
         if secret:  # from now on it goes with the pod, whoever deletes that
             owner = {"apiVersion": "v1", "kind": "Pod", "name": spec.name, "uid": made["metadata"]["uid"]}
-            self._call(
-                "PATCH",
-                secret,
-                f"tie the Secret {spec.name} to its pod",
-                body={"metadata": {"ownerReferences": [owner]}},
-                order=spec.name,
-            )
+            tie = {"metadata": {"ownerReferences": [owner]}}
+            # The pod stands: no error may say otherwise. A Secret that is not tied to it is deleted by name, or left over.
+            with contextlib.suppress(ProviderError):
+                self._call("PATCH", secret, f"tie the Secret {spec.name} to its pod", body=tie)
         return self._instance(made, utc_now())
 
     def _ours(self, namespace: str, name: str) -> Json:

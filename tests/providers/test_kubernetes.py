@@ -1465,6 +1465,40 @@ class TestOrders:
             driver.create_instance(OFFER, launch_spec(driver, name, registry=self.REGISTRY))
         assert list(server.secrets) == [name]
 
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            (403, 'secrets "x" is forbidden: User "u" cannot patch resource "secrets"', "Forbidden"),
+            (404, 'secrets "x" not found', "NotFound"),
+            (409, "the object has been modified", "Conflict"),
+            (429, "too many requests", "TooManyRequests"),
+            (500, "etcdserver: request timed out", "InternalError"),
+        ],
+        ids=lambda refusal: str(refusal[0]),
+    )
+    def test_a_pod_that_stands_is_the_answer_also_where_its_secret_cannot_be_tied_to_it(
+        self, driver: Kubernetes, server: Quota, refusal: tuple[int, str, str]
+    ) -> None:
+        server.refused["PATCH", "secrets"] = refusal
+        spec = launch_spec(driver, lease_name(), registry=self.REGISTRY)
+        assert driver.create_instance(OFFER, spec).id == f"ns/{spec.name}"
+        assert list(server.pods) == list(server.secrets) == [spec.name]
+
+    def test_a_secret_that_is_not_tied_to_its_pod_goes_with_it_or_is_left_over(
+        self, driver: Kubernetes, server: Quota
+    ) -> None:
+        server.refused["PATCH", "secrets"] = (403, 'User "u" cannot patch resource "secrets"', "Forbidden")
+        ours = driver.create_instance(OFFER, launch_spec(driver, lease_name(), registry=self.REGISTRY))
+        driver.terminate_instance(ours.id)
+        assert server.secrets == server.pods == {}
+        taken = driver.create_instance(OFFER, launch_spec(driver, lease_name(), registry=self.REGISTRY))
+        assert driver.list_instances(taken.name).leftovers == ()
+        server.pods.clear()  # by somebody else
+        (left,) = driver.list_instances(taken.name).leftovers
+        assert (left.kind, left.name) == ("pull secret", taken.name)
+        driver.terminate_instance(left.id)
+        assert server.secrets == {}
+
 
 class TestOffersOfNodes:
     def offers(
