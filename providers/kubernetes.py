@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, cast
 from urllib.request import proxy_bypass_environment  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType] - typeshed lacks it
 
@@ -398,7 +400,7 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raise InstanceFailed(f"{name} does not run: {seen.reason or seen.state.value}")
         if seen.state is not InstanceState.RUNNING:
             raise NotReady(f"{name} does not run: {seen.reason or seen.state.value}")
-        return PodConnection(self._connected().api, namespace, name, CONTAINER, is_running)
+        return PodConnection(lambda: self._connected().api, namespace, name, CONTAINER, is_running)
 
     def _quick(self, namespace: str, name: str) -> Instance:
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
@@ -436,10 +438,23 @@ class Kubernetes(Provider[KubernetesCredentials]):
 
     def _connected(self) -> _Wire:
         with self._lock:
-            if self._wire is None:
-                self._wire = _connect(self.credentials, self._transport)
-                weakref.finalize(self, self._wire.client.close)
-            return self._wire
+            return self._wire or self._connect(_login(self.credentials))
+
+    def _connect(self, login: _Login) -> _Wire:
+        self._wire = _wire(login, self._transport)
+        weakref.finalize(self, self._wire.client.close)  # not sooner: other threads may be using it
+        return self._wire
+
+    def _renewed(self, stale: _Wire) -> _Wire | None:
+        """The wire, made again if the credentials are others by now: certificates are renewed while jobs run. None: they are not."""
+        with self._lock:
+            if self._wire is not stale:
+                return self._wire
+            with contextlib.suppress(AuthFailed):  # half written, perhaps: the next call looks again
+                login = _login(self.credentials)
+                if login.fingerprint != stale.fingerprint:
+                    return self._connect(login)
+            return None
 
     def _get(self, path: str, what: str) -> Json:
         return self._call("GET", path, what)
@@ -479,12 +494,12 @@ class Kubernetes(Provider[KubernetesCredentials]):
         allow: Iterable[int] = (),
         timeout_s: float | None = None,
     ) -> httpx.Response:
-        """One request, never repeated. `order`: one that may have taken effect when no definite answer comes."""
-        wire = self._connected()
+        """One request. `order`: one that may have taken effect when no definite answer comes."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         lost = Unconfirmed if order else Transient
-        try:
-            response = wire.client.request(
+
+        def exchange(wire: _Wire) -> httpx.Response:
+            return wire.client.request(
                 method,
                 path,
                 params=query,
@@ -493,6 +508,9 @@ class Kubernetes(Provider[KubernetesCredentials]):
                 timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=min(10.0, timeout_s or 10.0)),
                 extensions={"sni_hostname": wire.api.server_name} if wire.api.server_name else None,
             )
+
+        try:
+            response = self._exchange(exchange)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             if isinstance(_root(error), ssl.SSLCertVerificationError):
                 raise InvalidRequest(
@@ -505,6 +523,19 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raise _error(response, what, order)
         return response
 
+    def _exchange(self, exchange: Callable[[_Wire], httpx.Response]) -> httpx.Response:
+        """Sent once; only where the credentials were refused and there are others by now, again with these."""
+        wire = self._connected()
+        try:
+            response = exchange(wire)
+        except httpx.HTTPError as error:
+            if isinstance(_root(error), ssl.SSLError) and (fresh := self._renewed(wire)):
+                return exchange(fresh)
+            raise
+        if response.status_code == 401 and (fresh := self._renewed(wire)):
+            return exchange(fresh)
+        return response
+
 
 # --- the wire, continued --------------------------------------------------------------------------------------------------
 
@@ -512,20 +543,36 @@ class Kubernetes(Provider[KubernetesCredentials]):
 class _Wire(NamedTuple):
     client: httpx.Client
     api: Api
+    fingerprint: bytes  # of the login that it was made with
+
+
+class _Login(NamedTuple):
+    """The account's credentials as they were when they were read."""
+
+    configuration: Any
+    tls: ssl.SSLContext | None
+    fingerprint: bytes
 
 
 class _Exists(ProviderError):
     """409 AlreadyExists; never leaves this file."""
 
 
-def _connect(block: KubernetesCredentials, transport: Callable[[httpx.BaseTransport], httpx.BaseTransport]) -> _Wire:
+def _login(block: KubernetesCredentials) -> _Login:
     try:
         configuration = block.get_configuration()
+        files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+        parts = (configuration.host, configuration.api_key, [Path(one).read_bytes() for one in files if one])
+        tls = _tls(configuration) if str(configuration.host).startswith("https") else None
     except (ConfigException, OSError, ValueError) as error:
         where = block.kubeconfig or "the account's block"
         raise AuthFailed(f"the kubeconfig of {where} cannot be used on this worker: {one_line(str(error))}") from None
+    return _Login(configuration, tls, hashlib.sha256(repr(parts).encode()).digest())
+
+
+def _wire(login: _Login, transport: Callable[[httpx.BaseTransport], httpx.BaseTransport]) -> _Wire:
+    configuration, tls, fingerprint = login
     url = str(configuration.host).rstrip("/")
-    tls = _tls(configuration) if url.startswith("https") else None
     host = urllib.parse.urlsplit(url).hostname or ""
     proxy = configuration.proxy
     if proxy and proxy_bypass_environment(host, {"no": configuration.no_proxy or ""}):
@@ -543,6 +590,7 @@ def _connect(block: KubernetesCredentials, transport: Callable[[httpx.BaseTransp
     return _Wire(
         client=httpx.Client(base_url=url, transport=transport(real), trust_env=False),
         api=Api(url=url, tls=tls, server_name=configuration.tls_server_name or None, proxy=proxy, headers=headers),
+        fingerprint=fingerprint,
     )
 
 

@@ -77,11 +77,11 @@ class Api(NamedTuple):
 
 
 class PodConnection:
-    """The commands of one pod's container. `is_running` asks the API, within 5 s, whether the pod runs."""
+    """The commands of one pod's container. `api` is asked for each; `is_running` asks it, within 5 s, whether the pod runs."""
 
     def __init__(
         self,
-        api: Api,
+        api: Callable[[], Api],
         namespace: str,
         pod: str,
         container: str,
@@ -111,7 +111,7 @@ class PodConnection:
             ]
         )
         path = f"/api/v1/namespaces/{self._namespace}/pods/{self._pod}/exec?{query}"
-        sock, protocol = _websocket(self._api, path, self._pod, self._timeout_s)
+        sock, protocol = _websocket(self._api(), path, self._pod, self._timeout_s)
         return PodChannel(sock, protocol, self._pod, command.encode(), self._is_running)
 
     def is_alive(self) -> bool:

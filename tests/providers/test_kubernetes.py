@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +23,9 @@ from typing import Any, Self
 import httpx
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr, ValidationError
 
 pytest.importorskip("kubernetes", reason="needs the extra: pip install 'prefect-gpu[kubernetes]'")
@@ -1157,8 +1163,10 @@ class TestStates:
 class FakeApi:
     """An HTTP server on loopback that answers as it is told; `answers` maps method and path to status, body and headers."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.answers: dict[tuple[str, str], Any] = {}
+        self.knows: Callable[[str, str], bool] = lambda _authorization, _common_name: True
+        self.seen: list[str] = []  # paths
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -1167,7 +1175,13 @@ class FakeApi:
             def answer(self) -> None:
                 length = int(self.headers.get("content-length", 0))
                 self.rfile.read(length)
-                answer = fake.answers[self.command, self.path.partition("?")[0]]
+                path = self.path.partition("?")[0]
+                fake.seen.append(path)
+                answer = fake.answers[self.command, path]
+                subject = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+                name = subject["subject"][0][0][1] if subject else ""
+                if not fake.knows(self.headers.get("authorization", ""), str(name)):
+                    answer = (401, {"kind": "Status", "message": "Unauthorized", "reason": "Unauthorized"}, {})
                 if answer == "hang up":
                     self.close_connection = True
                     return
@@ -1188,7 +1202,10 @@ class FakeApi:
             def log_message(self, *_: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server.daemon_threads = True
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_port}"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
@@ -1203,19 +1220,23 @@ def api() -> Iterator[FakeApi]:
     fake.close()
 
 
-@pytest.fixture
-def faked(api: FakeApi, tmp_path: Path) -> Kubernetes:
+def write_kubeconfig(path: Path, cluster: dict[str, Any], user: dict[str, Any]) -> KubernetesCredentials:
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-        "users": [{"name": "u", "user": {"token": "s3cret-token"}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "u", "user": user}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
     }
-    path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(config))
-    return Kubernetes(KubernetesCredentials(kubeconfig=str(path), namespace="ns"), timeout_s=0.5)
+    return KubernetesCredentials(kubeconfig=str(path), namespace="ns")
+
+
+@pytest.fixture
+def faked(api: FakeApi, tmp_path: Path) -> Kubernetes:
+    block = write_kubeconfig(tmp_path / "kubeconfig", {"server": api.url}, {"token": "s3cret-token"})
+    return Kubernetes(block, timeout_s=0.5)
 
 
 OFFER = Offer(provider="kubernetes", instance_type="t", region="ns", price=0)
@@ -1498,6 +1519,140 @@ class TestOrders:
         assert (left.kind, left.name) == ("pull secret", taken.name)
         driver.terminate_instance(left.id)
         assert server.secrets == {}
+
+
+def certificate(folder: Path, name: str) -> tuple[str, str]:
+    """Paths of a new certificate, which is its own authority, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(utc_now() - timedelta(days=1))
+        .not_valid_after(utc_now() + timedelta(days=1))
+        .add_extension(here, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / f"{name}.crt", folder / f"{name}.key"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    return str(paths[0]), str(paths[1])
+
+
+class TestCredentialsThatChange:
+    UID = (200, {"metadata": {"uid": "the-uid"}}, {"connection": "close"})
+
+    @pytest.fixture
+    def tls(self, tmp_path: Path) -> Iterator[FakeApi]:
+        """Asks for a client's certificate and refuses as the API server does: not by TLS, but by 401."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate(tmp_path, "server"))
+        context.verify_mode = ssl.CERT_OPTIONAL
+        for name in ("old", "new"):
+            context.load_verify_locations(certificate(tmp_path, name)[0])
+        fake = FakeApi(context)
+        fake.answers["GET", "/api/v1/namespaces/kube-system"] = self.UID
+        yield fake
+        fake.close()
+
+    @pytest.mark.parametrize("how", ["files", "data", "plugin"])
+    def test_a_client_certificate_that_was_renewed_is_taken_up_without_a_failed_call(
+        self, tls: FakeApi, tmp_path: Path, how: str
+    ) -> None:
+        path, ca = tmp_path / "kubeconfig", {"server": tls.url, "certificate-authority": str(tmp_path / "server.crt")}
+
+        def issue(name: str) -> KubernetesCredentials:
+            texts = [(tmp_path / f"{name}.{kind}").read_text() for kind in ("crt", "key")]
+            if how == "files":
+                for kind, text in zip(("crt", "key"), texts, strict=True):
+                    (tmp_path / f"client.{kind}").write_text(text)
+                user: dict[str, Any] = {
+                    "client-certificate": str(tmp_path / "client.crt"),
+                    "client-key": str(tmp_path / "client.key"),
+                }
+            elif how == "data":
+                data = [base64.b64encode(text.encode()).decode() for text in texts]
+                user = dict(zip(("client-certificate-data", "client-key-data"), data, strict=True))
+            else:
+                version = "client.authentication.k8s.io/v1"
+                status = dict(zip(("clientCertificateData", "clientKeyData"), texts, strict=True))
+                answer = {"apiVersion": version, "kind": "ExecCredential", "status": status}
+                (tmp_path / "answer.json").write_text(json.dumps(answer))
+                plugin = {"command": "cat", "args": [str(tmp_path / "answer.json")], "apiVersion": version}
+                user = {"exec": {**plugin, "interactiveMode": "Never"}}
+            return write_kubeconfig(path, ca, user)
+
+        driver = Kubernetes(issue("old"))
+        tls.knows = lambda _, name: name == "old"
+        assert driver.account_id() == "the-uid"
+        issue("new")
+        tls.knows = lambda _, name: name == "new"
+        assert driver.account_id() == "the-uid"
+        assert len(tls.seen) == 3
+
+    def test_a_cluster_with_a_new_certificate_is_believed_when_the_kubeconfig_says_so(
+        self, tls: FakeApi, tmp_path: Path
+    ) -> None:
+        path, server = tmp_path / "kubeconfig", tmp_path / "server.crt"
+        driver = Kubernetes(write_kubeconfig(path, {"server": tls.url, "certificate-authority": str(server)}, {}))
+        assert driver.account_id() == "the-uid"
+        old = server.read_text()
+        assert isinstance(tls.server.socket, ssl.SSLSocket)
+        tls.server.socket.context.load_cert_chain(*certificate(tmp_path, "server"))
+        assert driver.account_id() == "the-uid"
+        server.write_text(old)
+        with pytest.raises(InvalidRequest, match="is not the one that the kubeconfig trusts"):
+            Kubernetes(driver.credentials).account_id()
+
+    def test_credentials_that_are_refused_and_the_same_as_before_are_sent_once(
+        self, api: FakeApi, faked: Kubernetes
+    ) -> None:
+        api.answers["GET", "/api/v1/namespaces/kube-system"] = self.UID
+        api.knows = lambda *_: False
+        with pytest.raises(AuthFailed):
+            faked.account_id()
+        assert len(api.seen) == 1
+
+    def test_a_kubeconfig_that_is_half_written_is_an_error_of_ours_and_read_again_by_the_next_call(
+        self, tls: FakeApi, tmp_path: Path
+    ) -> None:
+        paths = {
+            f"client-{kind}": str(tmp_path / f"old.{end}") for kind, end in (("certificate", "crt"), ("key", "key"))
+        }
+        ca = {"server": tls.url, "certificate-authority": str(tmp_path / "server.crt")}
+        block = write_kubeconfig(tmp_path / "kubeconfig", ca, paths)
+        driver = Kubernetes(block)
+        tls.knows = lambda _, name: name == "old"
+        assert driver.account_id() == "the-uid"
+        tls.knows = lambda _, name: name == "new"
+        (tmp_path / "old.crt").write_text((tmp_path / "new.crt").read_text())  # its key is still to come
+        with pytest.raises(AuthFailed, match="refuses these credentials"):
+            driver.account_id()
+        with pytest.raises(AuthFailed, match="cannot be used on this worker"):
+            Kubernetes(block).account_id()
+        (tmp_path / "old.key").write_text((tmp_path / "new.key").read_text())
+        assert driver.account_id() == "the-uid"
+
+    def test_commands_on_a_pod_use_the_new_credentials_too(
+        self, api: FakeApi, faked: Kubernetes, tmp_path: Path
+    ) -> None:
+        name = lease_name()
+        pod = pod_status(
+            phase="Running",
+            containerStatuses=[{"name": "job", **READY}],
+            conditions=[{"type": "Ready", "status": "True"}],
+        )
+        pod["metadata"] = {"name": name, "namespace": "ns"}
+        path = f"/api/v1/namespaces/ns/pods/{name}"
+        api.answers = {("GET", path): (200, pod, {}), ("GET", f"{path}/exec"): (500, {"message": "not yet"}, {})}
+        link = faked.open_channel(faked.get_instance(f"ns/{name}"))
+        write_kubeconfig(tmp_path / "kubeconfig", {"server": api.url}, {"token": "renewed"})
+        api.knows = lambda authorization, _: authorization == "Bearer renewed"
+        assert link.is_alive()
+        with pytest.raises(NotReady, match="not yet"):
+            link.open("true")
 
 
 class TestOffersOfNodes:
