@@ -577,6 +577,10 @@ def _wire(login: _Login, transport: Callable[[httpx.BaseTransport], httpx.BaseTr
     proxy = configuration.proxy
     if proxy and proxy_bypass_environment(host, {"no": configuration.no_proxy or ""}):
         proxy = None
+    if proxy and not proxy.lower().startswith("http://"):
+        raise InvalidRequest(
+            "commands on pods go through http:// proxies only: name one by proxy-url in the kubeconfig or by HTTPS_PROXY"
+        )
     lock = threading.Lock()
 
     def headers() -> dict[str, str]:

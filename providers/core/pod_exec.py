@@ -12,6 +12,7 @@ The file is over 300 lines because the socket, the frames and the script that an
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -72,7 +73,7 @@ class Api(NamedTuple):
     url: str  # https://host:port, and a path where a proxy serves several clusters
     tls: ssl.SSLContext | None
     server_name: str | None  # what the certificate must say, where it is not the host
-    proxy: str | None
+    proxy: str | None  # http://, perhaps with user and password
     headers: Callable[[], Mapping[str, str]]  # authorization, fresh
 
 
@@ -409,7 +410,7 @@ def _connect(api: Api, timeout_s: float) -> socket.socket:
     if api.proxy:
         proxy = urllib.parse.urlsplit(api.proxy)
         tunnel = http.client.HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=timeout_s)
-        tunnel.set_tunnel(host, port)
+        tunnel.set_tunnel(host, port, headers=_login(proxy))
         tunnel.connect()
         sock = tunnel.sock
     else:
@@ -419,6 +420,13 @@ def _connect(api: Api, timeout_s: float) -> socket.socket:
     if base.scheme == "https" and api.tls is not None:
         return api.tls.wrap_socket(sock, server_hostname=api.server_name or host)
     return sock
+
+
+def _login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user, password = (urllib.parse.unquote(part or "") for part in (proxy.username, proxy.password))
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def _response(sock: socket.socket, protocol: ClientProtocol, deadline: float) -> Response:

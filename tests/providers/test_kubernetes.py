@@ -60,6 +60,7 @@ from providers.core.models import (
     utc_now,
 )
 from providers.core.nodes import Node, quantity, requests
+from providers.core.pod_exec import PodConnection
 from providers.core.pod_state import state_of
 from providers.kubernetes import Kubernetes
 from tests.conformance import ProviderConformance, Subject, launch_spec, lease_name
@@ -1519,6 +1520,44 @@ class TestOrders:
         assert (left.kind, left.name) == ("pull secret", taken.name)
         driver.terminate_instance(left.id)
         assert server.secrets == {}
+
+
+class TestProxies:
+    def test_a_proxys_user_and_password_are_sent_for_commands_too(self, api: FakeApi, tmp_path: Path) -> None:
+        asked: list[str] = []
+
+        class Proxy(BaseHTTPRequestHandler):
+            def do_CONNECT(self) -> None:
+                asked.append(self.headers.get("proxy-authorization", ""))
+                self.send_error(502)
+
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+            threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+            url = f"http://us%40er:p%3Ass@127.0.0.1:{proxy.server_port}"
+            cluster = {"server": "https://api.example:6443", "proxy-url": url}
+            driver = Kubernetes(write_kubeconfig(tmp_path / "kubeconfig", cluster, {}))
+            with pytest.raises(Transient) as by_request:
+                driver.account_id()
+            link = PodConnection(lambda: driver._connected().api, "ns", "p", "job", lambda: True)
+            with pytest.raises(LinkLost) as by_command:
+                link.open("true")
+            proxy.shutdown()
+        assert [base64.b64decode(one.removeprefix("Basic ")) for one in asked] == [b"us@er:p:ss"] * 2
+        assert "p:ss" not in f"{by_request.value}{by_command.value}"
+
+    @pytest.mark.parametrize(
+        "url", ["socks5://user:hunter2@proxy.example:1080", "https://user:hunter2@proxy.example:443"]
+    )
+    def test_a_proxy_that_commands_cannot_go_through_is_refused_before_anything_is_bought(
+        self, api: FakeApi, tmp_path: Path, url: str
+    ) -> None:
+        block = write_kubeconfig(tmp_path / "kubeconfig", {"server": api.url, "proxy-url": url}, {})
+        with pytest.raises(InvalidRequest, match="http://") as raised:
+            Kubernetes(block).fetch_offers(Requirements())
+        assert "hunter2" not in str(raised.value)
+        assert api.seen == []
 
 
 def certificate(folder: Path, name: str) -> tuple[str, str]:
