@@ -233,6 +233,7 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raw={
                 "gpu_resource": gpu.resource if gpu else None,
                 "node_selector": best.selector,
+                "absent_labels": best.lacks,
                 "counted": counted,  # whose requests were taken off what the nodes have
                 **({"cuda": best.cuda} if best.cuda else {}),
             },
@@ -739,6 +740,7 @@ def _pod(offer: Offer, spec: LaunchSpec, options: KubernetesOptions, block: Kube
         "tolerations": [one.model_dump(exclude_none=True) for one in tolerations],
         "containers": [container],
         "volumes": volumes,
+        **_affinity(offer.raw.get("absent_labels", [])),
         **({"imagePullSecrets": [{"name": name} for name in pull]} if pull else {}),
         **({"priorityClassName": block.priority_class} if block.priority_class else {}),
         **({"runtimeClassName": block.runtime_class} if block.runtime_class else {}),
@@ -759,6 +761,15 @@ def _pod(offer: Offer, spec: LaunchSpec, options: KubernetesOptions, block: Kube
         "kind": "Pod",
         "metadata": {"name": spec.name, "labels": _labels(spec), "annotations": notes},
         "spec": pod_spec,
+    }
+
+
+def _affinity(absent: list[str]) -> Json:
+    if not absent:
+        return {}
+    term = {"matchExpressions": [{"key": label, "operator": "DoesNotExist"} for label in absent]}
+    return {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
     }
 
 

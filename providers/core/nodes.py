@@ -47,6 +47,10 @@ _SPOT_LABELS: Final = {
     "cloud.google.com/gke-preemptible": "true",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
+# How GKE labels nodes whose GPUs are offered in slices or to several pods at once.
+_PARTITION: Final = "cloud.google.com/gke-gpu-partition-size"
+_SHARING: Final = "cloud.google.com/gke-gpu-sharing-strategy"
+_LESSER_LABELS: Final = (*_SPOT_LABELS, _PARTITION, _SHARING)
 _SHAPE_LABELS: Final = (
     "node.kubernetes.io/instance-type",
     "topology.kubernetes.io/region",
@@ -56,21 +60,20 @@ _SHAPE_LABELS: Final = (
     "amd.com/gpu.product-name",
     "amd.com/gpu.device-id",
     "cloud.google.com/gke-accelerator",
-    *_SPOT_LABELS,
+    *_LESSER_LABELS,
 )
 _RESOURCES: Final = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
-# https://admin.pci-ids.ucw.cz/read/PC/1002: what AMD's labeller writes where it does not know the product's name
+# https://admin.pci-ids.ucw.cz/read/PC/1002: what AMD's labeller writes where it does not know the product's name. Virtual functions
+# (VF) have ids of their own: as clouds hand them out they are whole GPUs.
 _AMD_DEVICES: Final = {
-    "738c": "MI100",
-    "740c": "MI250",
-    "7408": "MI250X",
-    "740f": "MI210",
-    "74a0": "MI300A",
-    "74a1": "MI300X",
-    "74a5": "MI325X",
-    "75a0": "MI350X",
-    "75a3": "MI355X",
-}
+    "738c": "MI100", "738e": "MI100",
+    "740c": "MI250", "7408": "MI250X", "740f": "MI210", "7410": "MI210",
+    "74a0": "MI300A", "74a1": "MI300X", "74a9": "MI300X", "74b5": "MI300X", "74bd": "MI300X",
+    "74a2": "MI308X", "74a8": "MI308X", "74b6": "MI308X", "74bc": "MI308X",
+    "74a5": "MI325X", "74b9": "MI325X",
+    "75a0": "MI350X", "75b0": "MI350X", "75a3": "MI355X", "75b3": "MI355X",
+}  # fmt: skip
+_SLICED: Final = re.compile(r"(.*?)(-MIG-\d+g\.\d+gb(?:\.\w+)*)?(-SHARED)?")
 
 
 class Node:
@@ -93,6 +96,12 @@ class Node:
     def selector(self) -> dict[str, str]:
         """The labels that hold a pod to nodes of this shape."""
         return {label: self.labels[label] for label in _SHAPE_LABELS if label in self.labels}
+
+    @property
+    def lacks(self) -> list[str]:
+        """The labels of its cloud's lesser nodes (spot, sliced, shared) that it does not have: its pods may not stand on such a node."""
+        domains = {label.partition("/")[0] for label in self.labels}
+        return [one for one in _LESSER_LABELS if one not in self.labels and one.partition("/")[0] in domains]
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -169,16 +178,16 @@ def gpu_of(labels: Mapping[str, str], allocatable: Mapping[str, float]) -> Gpu |
             continue
         written, memory_mib = _nvidia(labels) if vendor == "nvidia" else _amd(labels)
         # A slice (MIG) or a share (time-slicing) of a GPU is not that GPU: it is offered under a name of its own.
-        plain, slicing = re.subn(r"-(MIG-\d+g\.\d+gb(?:\.me)?|SHARED)$", "", written)
+        plain, sliced, shared = cast("re.Match[str]", _SLICED.fullmatch(written)).groups("")
         known = gpu_name(plain)
-        suffix = written[len(plain) :] if slicing else ""
-        memory = re.search(r"(\d+)\s?-?GB", written, re.IGNORECASE)
+        memory = re.search(r"(\d+)\s?-?GB", sliced or plain, re.IGNORECASE)
         memory_gb: float | None = None
         if memory_mib is not None:
-            memory_gb = float(round(memory_mib / 1024)) if suffix else gpu_memory_gb(known or plain, memory_mib)
+            is_whole = not sliced and not shared
+            memory_gb = gpu_memory_gb(known or plain, memory_mib) if is_whole else float(round(memory_mib / 1024))
         elif memory:
             memory_gb = float(memory[1])
-        return Gpu(resource, (known or plain) + suffix or "GPU", vendor, memory_gb)
+        return Gpu(resource, (known or plain) + sliced + shared or "GPU", vendor, memory_gb)
     return None
 
 
@@ -189,7 +198,9 @@ def _nvidia(labels: Mapping[str, str]) -> tuple[str, float | None]:
     if product := labels.get("karpenter.k8s.aws/instance-gpu-name"):
         mib = labels.get("karpenter.k8s.aws/instance-gpu-memory", "")
         return product, float(mib) if mib.isdigit() else None
-    return labels.get("cloud.google.com/gke-accelerator", ""), None
+    product = labels.get("cloud.google.com/gke-accelerator", "").replace("-mega-", "-")  # an H100 with more network
+    sliced = f"-MIG-{labels[_PARTITION]}" if labels.get(_PARTITION) else ""
+    return f"{product}{sliced}{'-SHARED' if labels.get(_SHARING) else ''}", None
 
 
 def _amd(labels: Mapping[str, str]) -> tuple[str, float | None]:
@@ -201,7 +212,7 @@ def _amd(labels: Mapping[str, str]) -> tuple[str, float | None]:
         return labels.get(f"amd.com/gpu.{what}") or next(counted, "")
 
     device = label("device-id").lower().removeprefix("0x")
-    name = label("product-name") or _AMD_DEVICES.get(device, "")
+    name = re.sub(r"(_HF)?(_VF)?$", "", label("product-name")) or _AMD_DEVICES.get(device, "")
     vram = re.fullmatch(r"(\d+)(G|GiB|M|MiB)?", label("vram"))
     if vram is None:
         return name, None

@@ -62,7 +62,7 @@ from providers.core.models import (
 from providers.core.nodes import Node, quantity, requests
 from providers.core.pod_exec import PodConnection
 from providers.core.pod_state import state_of
-from providers.kubernetes import Kubernetes
+from providers.kubernetes import Kubernetes, KubernetesOptions, _pod
 from tests.conformance import ProviderConformance, Subject, launch_spec, lease_name
 from tests.fakes.kubernetes import KEPT, Cluster, KubernetesFaults, Wire, is_create, is_get, status
 
@@ -738,6 +738,10 @@ def node(
     }
 
 
+GKE_MIG = "cloud.google.com/gke-gpu-partition-size"
+GKE_SHARING = "cloud.google.com/gke-gpu-sharing-strategy"
+
+
 class TestNodes:
     @pytest.mark.parametrize(
         ("labels", "resource", "name", "memory_gb"),
@@ -781,6 +785,52 @@ class TestNodes:
                 "L4",
                 24,
             ),
+            ({"cloud.google.com/gke-accelerator": "nvidia-h100-mega-80gb"}, "nvidia", "H100", 80),
+            (
+                {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100", GKE_MIG: "1g.5gb"},
+                "nvidia",
+                "A100-MIG-1g.5gb",
+                5,
+            ),
+            (
+                {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb", GKE_MIG: "3g.40gb"},
+                "nvidia",
+                "H100-MIG-3g.40gb",
+                40,
+            ),
+            (
+                {"cloud.google.com/gke-accelerator": "nvidia-l4", GKE_SHARING: "time-sharing"},
+                "nvidia",
+                "L4-SHARED",
+                None,
+            ),
+            ({"cloud.google.com/gke-accelerator": "nvidia-l4", GKE_SHARING: "mps"}, "nvidia", "L4-SHARED", None),
+            (
+                {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100", GKE_MIG: "2g.10gb", GKE_SHARING: "mps"},
+                "nvidia",
+                "A100-MIG-2g.10gb-SHARED",
+                10,
+            ),
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb-SHARED", "nvidia.com/gpu.memory": "4864"},
+                "nvidia",
+                "A100-MIG-1g.5gb-SHARED",
+                5,
+            ),
+            (
+                {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb.me", "nvidia.com/gpu.memory": "9984"},
+                "nvidia",
+                "H100-MIG-1g.10gb.me",
+                10,
+            ),
+            ({"amd.com/gpu.product-name": "AMD_Instinct_MI300X_VF", "amd.com/gpu.vram": "192G"}, "amd", "MI300X", 192),
+            ({"amd.com/gpu.product-name": "AMD_Instinct_MI308X_HF_VF"}, "amd", "MI308X", None),
+            ({"amd.com/gpu.device-id": "74a2"}, "amd", "MI308X", None),
+            ({"amd.com/gpu.device-id": "74a8"}, "amd", "MI308X", None),
+            ({"amd.com/gpu.device-id": "74a9"}, "amd", "MI300X", None),
+            ({"amd.com/gpu.device-id": "74b5"}, "amd", "MI300X", None),
+            ({"amd.com/gpu.device-id": "74b9"}, "amd", "MI325X", None),
+            ({"amd.com/gpu.device-id": "74bd"}, "amd", "MI300X", None),
             ({"amd.com/gpu.product-name": "AMD_Instinct_MI300X_OAM", "amd.com/gpu.vram": "192G"}, "amd", "MI300X", 192),
             ({"amd.com/gpu.device-id": "74a1", "amd.com/gpu.vram": "192G"}, "amd", "MI300X", 192),
             ({"beta.amd.com/gpu.device-id.740f": "8", "beta.amd.com/gpu.vram.64G": "8"}, "amd", "MI210", 64),
@@ -1714,6 +1764,38 @@ class TestOffersOfNodes:
         assert sorted(offer.gpu for offer in offers) == ["L4:2", "L4:2"]
         assert all(offer.availability is Availability.AVAILABLE for offer in offers)
 
+    def test_whole_gpus_slices_and_shares_of_the_same_kind_are_offers_of_their_own(
+        self, api: FakeApi, faked: Kubernetes
+    ) -> None:
+        kind = {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+        one = {"nvidia.com/gpu": "7"}
+        nodes = [
+            node(one, kind, name="whole"),
+            node(one, {**kind, GKE_MIG: "1g.5gb"}, name="sliced"),
+            node(one, {**kind, GKE_SHARING: "mps"}, name="shared"),
+        ]
+        offers = self.offers(api, faked, nodes, Requirements(gpu=parse_gpu("..")))
+        assert sorted(str(offer.gpu_name) for offer in offers) == ["A100", "A100-MIG-1g.5gb", "A100-SHARED"]
+        by_name = {offer.gpu_name: offer for offer in offers}
+        assert by_name["A100-MIG-1g.5gb"].raw["node_selector"][GKE_MIG] == "1g.5gb"
+        assert by_name["A100-SHARED"].raw["node_selector"][GKE_SHARING] == "mps"
+        (whole,) = self.offers(api, faked, nodes, Requirements(gpu=parse_gpu("A100")))
+        assert whole.gpu_name == "A100"
+
+    def test_a_pod_for_whole_gpus_or_on_demand_does_not_stand_on_a_node_that_is_less(
+        self, api: FakeApi, faked: Kubernetes
+    ) -> None:
+        kind = {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+        nodes = [node({"nvidia.com/gpu": "7"}, kind), node({"nvidia.com/gpu": "7"}, {**kind, GKE_MIG: "1g.5gb"})]
+        spec = launch_spec(faked, lease_name())
+        for offer in self.offers(api, faked, nodes, Requirements(gpu=parse_gpu(".."))):
+            affinity = _pod(offer, spec, KubernetesOptions(), faked.credentials)["spec"]["affinity"]["nodeAffinity"]
+            (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+            assert {one["operator"] for one in term["matchExpressions"]} == {"DoesNotExist"}
+            absent = {one["key"] for one in term["matchExpressions"]}
+            assert {"cloud.google.com/gke-spot", GKE_SHARING} <= absent
+            assert (GKE_MIG in absent) is (offer.gpu_name == "A100")
+
     def test_the_fewest_gpus_that_do_are_offered(self, api: FakeApi, faked: Kubernetes) -> None:
         gpu = {"nvidia.com/gpu.product": "NVIDIA-L4", "nvidia.com/gpu.memory": "23034"}
         nodes = [node({"nvidia.com/gpu": "8"}, gpu)]
@@ -1792,8 +1874,6 @@ class TestBlock:
 
 
 def test_the_same_spec_is_the_same_pod() -> None:
-    from providers.kubernetes import KubernetesOptions, _pod
-
     name = lease_name()
     spec = LaunchSpec(name=name, deadline=utc_now() + timedelta(hours=1), client_public_key="k", tags={"a": "b"})
     block = KubernetesCredentials()
@@ -1804,8 +1884,6 @@ def test_the_same_spec_is_the_same_pod() -> None:
 
 
 def test_a_pod_is_not_moved_by_who_tidies_up_nodes_unless_the_job_says_so() -> None:
-    from providers.kubernetes import KubernetesOptions, _pod
-
     spec = LaunchSpec(name=lease_name(), deadline=utc_now() + timedelta(hours=1), client_public_key="k")
     evict = "cluster-autoscaler.kubernetes.io/safe-to-evict"
     notes = _pod(OFFER, spec, KubernetesOptions(), KubernetesCredentials())["metadata"]["annotations"]
