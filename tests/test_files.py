@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import stat
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -44,6 +45,21 @@ def base(tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose only programs are busybox's; its `head` comes late, when all that is sent at once waits for it."""
+    program = shutil.which("busybox")
+    if program is None:
+        pytest.skip("busybox is not installed")
+    tools = tmp_path_factory.mktemp("busybox")
+    subprocess.run([program, "--install", "-s", str(tools)], check=True)
+    (tools / "head").unlink()
+    (tools / "head").write_text(f'#!/bin/sh\nsleep 0.1\nexec {program} head "$@"\n')
+    (tools / "head").chmod(0o755)
+    with asyncssh_server("busybox", env={"PATH": str(tools)}) as running:
+        yield running
 
 
 JOB = "job-1"
@@ -124,6 +140,18 @@ def test_many_files_come_down_whole_while_their_names_are_still_on_the_way(machi
     assert len(brought.paths) == 6030
     assert brought.bytes == 30_000_000
     assert (tmp_path / "back/029").read_bytes() == data
+
+
+def test_busybox_is_enough_for_both_ways(busybox: Server, base: Path, tmp_path: Path) -> None:
+    files = {"a.txt": b"a" * 300, "big": os.urandom(5_000_000), "d/ends with a space ": b"b", " d": b"c", "empty": b""}
+    fill(base, files)
+    (base / "link").symlink_to("a.txt")
+    machine = Machine(busybox.connect, root=str(tmp_path / "root"))
+    upload(machine, JOB, ["."], base, lost_after_s=5)
+    assert contents(work(machine)) == {**files, "link": b"a" * 300}
+    download(machine, JOB, ["."], tmp_path / "back", lost_after_s=5)
+    assert contents(tmp_path / "back") == {**files, "link": b"a" * 300}
+    machine.close()
 
 
 def test_without_a_tar_program_here_python_packs(machine: Machine, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

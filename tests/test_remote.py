@@ -166,6 +166,18 @@ def test_what_a_login_shell_prints_does_not_reach_a_script_s_output(server: Serv
     connection.close()
 
 
+def test_a_script_that_ends_before_it_took_its_input_tells_why(server: Server) -> None:
+    connection = server.connect()
+    assert run_script(connection, "echo full >&2; exit 3", b"x" * 5_000_000) == (3, b"", "full\n")
+
+    class WithoutShell:
+        def open(self, command: str) -> object:
+            return connection.open("echo no sh >&2; exit 127")
+
+    assert run_script(WithoutShell(), "cat", b"in").exit_code == 127
+    connection.close()
+
+
 def test_a_script_that_takes_too_long_is_given_up(server: Server) -> None:
     connection = server.connect()
     with pytest.raises(LinkLost, match=r"within 0\.3 s"):

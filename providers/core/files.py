@@ -293,13 +293,14 @@ def _fetch(
     script = f"""{place}
 cd "$dir/work" || exit 66
 names=$dir/names.{secrets.token_hex(6)} fifo=$dir/fifo.{secrets.token_hex(6)}
-head -c {len(names)} >"$names" && {stream}
+cat >"$names" && {stream}
 code=$?
 rm -f "$names" "$fifo"
 exit $code"""
 
     def read(channel: ScriptChannel) -> None:
         channel.sendall(names)
+        channel.shutdown_write()
         rest = b""
         for entry in files:
             rest = _store(channel, entry, into, rest, hashed)

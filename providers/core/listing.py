@@ -21,8 +21,9 @@ if find . -maxdepth 0 -printf '' 2>/dev/null; then
     find . -mindepth 1 -printf '%y %s %m %P\0%l\0'
 else
     find . -mindepth 1 ! -name '*
-*' | while read -r name; do
-        set -- $(stat -c '%s %a' "$name")
+*' | while IFS= read -r name; do
+        facts=$(stat -c '%s %a' "$name" 2>/dev/null) || continue
+        set -- $facts
         kind=f link=
         if [ -L "$name" ]; then kind=l link=$(readlink "$name"); elif [ -d "$name" ]; then kind=d
         elif [ ! -f "$name" ]; then kind=o; fi

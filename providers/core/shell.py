@@ -39,25 +39,35 @@ class ScriptChannel:
         self._channel = channel
         self._mark = mark
         self._is_past_mark = False
+        self._rest = b""  # what came with the mark
 
     def sendall(self, data: bytes) -> None:
+        """Feed the script, once it has spoken: what comes earlier may be eaten by the one who reads the script."""
+        if not self._find_mark():
+            raise LinkLost("the machine takes no more input")
         self._channel.sendall(data)
 
     def shutdown_write(self) -> None:
         self._channel.shutdown_write()
 
     def recv(self, size: int) -> bytes:
-        if self._is_past_mark:
-            return self._channel.recv(size)
+        if not self._find_mark():
+            return b""
+        if self._rest:
+            data, self._rest = self._rest[:size], self._rest[size:]
+            return data
+        return self._channel.recv(size)
+
+    def _find_mark(self) -> bool:
         seen = b""
-        while self._mark not in seen:
-            data = self._channel.recv(size)
+        while not self._is_past_mark:
+            data = self._channel.recv(65536)
             if not data:
-                return b""
+                return False
             seen = (seen + data)[-_NOISE_BYTES:]
-        self._is_past_mark = True
-        rest = seen.partition(self._mark)[2]
-        return rest or self._channel.recv(size)
+            _, mark, self._rest = seen.partition(self._mark)
+            self._is_past_mark = bool(mark)
+        return True
 
     def exit_status(self, timeout_s: float) -> int:
         return self._channel.exit_status(timeout_s)
@@ -78,7 +88,8 @@ def start_script(connection: Connection, script: str) -> ScriptChannel:
     """
     mark = f"prefect-gpu-{secrets.token_hex(8)}\n"
     text = f"main() {{\nprintf %s {shlex.quote(mark)}\nprintf %s {shlex.quote(mark)} >&2\n{script}\n}}\nmain\n".encode()
-    # `head -c` takes exactly so many bytes from a pipe; quoting that bash, dash, ash, fish and csh read alike.
+    # `head -c` ends after so many bytes, but busybox's has read more by then if more was there: hence `ScriptChannel.sendall`.
+    # Quoting that bash, dash, ash, fish and csh read alike.
     channel = connection.open(f"""exec sh -c 'eval "$(head -c {len(text)})"'""")
     try:
         channel.sendall(text)
@@ -102,7 +113,8 @@ def run_script(connection: Connection, script: str, stdin: bytes = b"", *, timeo
     timer.start()
     try:
         if stdin:
-            channel.sendall(stdin)
+            with contextlib.suppress(LinkLost):  # or the script ended early, and its exit status tells why
+                channel.sendall(stdin)
         channel.shutdown_write()
         output = bytearray()
         while data := channel.recv(65536):
