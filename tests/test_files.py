@@ -261,12 +261,22 @@ def test_a_link_in_the_destination_leads_nothing_out_of_it(machine: Machine, tmp
     assert list(outside.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "/etc/evil", "a/../../evil", "~/evil", "..", ""], ids=lambda name: name or "empty"
-)
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..", ""], ids=lambda name: name or "empty")
 def test_a_hostile_machine_writes_nothing_outside_the_destination(name: str) -> None:
     with pytest.raises(InvalidRequest):
         listing.parse(f"f 4 644 {name}".encode() + b"\0\0")
+
+
+@pytest.mark.parametrize("listed", [b"f 4 644", b"f  644 a\0\0", b"f 4 9 a\0\0", b"f 4 644 a\0"])
+def test_a_listing_that_nobody_understands_is_said(listed: bytes) -> None:
+    with pytest.raises(InstanceFailed, match="does not list"):
+        listing.parse(listed)
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(machine: Machine, tmp_path: Path) -> None:
+    fill(work(machine), {"~lock": b"1", "~/a": b"2", "d/~b": b"3"})
+    assert download(machine, JOB, ["."], tmp_path / "back").paths == ("d/~b", "~/a", "~lock")
+    assert contents(tmp_path / "back") == {"~lock": b"1", "~/a": b"2", "d/~b": b"3"}
 
 
 @pytest.mark.parametrize(

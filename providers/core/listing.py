@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import pathspec
 
-from providers.core.errors import InvalidRequest
+from providers.core.errors import InstanceFailed, InvalidRequest
 
 IGNORE_FILE: Final = ".prefectignore"
 
@@ -89,13 +89,19 @@ def below(base: Path, folder: str, ignored: pathspec.GitIgnoreSpec | None = None
 
 
 def parse(listing: bytes) -> list[Entry]:
-    """What LIST_PROGRAM printed. Raises InvalidRequest for a name that no honest machine lists."""
-    fields = listing.split(b"\0")
+    """What LIST_PROGRAM printed. Raises InvalidRequest for a name that no honest machine lists, InstanceFailed for other nonsense."""
+    *fields, rest = listing.split(b"\0")
     entries: list[Entry] = []
-    for head, target in zip(fields[:-1:2], fields[1::2], strict=True):
-        kind, size, mode, name = os.fsdecode(head).split(" ", 3)
-        refuse_outside(name)
-        entries.append(Entry(kind, int(size), int(mode, 8), name, os.fsdecode(target)))
+    try:
+        for head, target in zip(fields[::2], fields[1::2], strict=True):
+            kind, size, mode, name = os.fsdecode(head).split(" ", 3)
+            if _is_outside(name):
+                raise _outside(name)
+            entries.append(Entry(kind, int(size), int(mode, 8), name, os.fsdecode(target)))
+        if rest:
+            raise ValueError(f"it ends with {rest[:100]!r}")
+    except ValueError as unclear:
+        raise InstanceFailed(f"the machine does not list the job's files: {unclear}") from unclear
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -119,11 +125,17 @@ def match(entries: Sequence[Entry], patterns: Sequence[str]) -> tuple[list[Entry
 
 
 def refuse_outside(path: str) -> None:
-    """Raises InvalidRequest for a path that leaves the job's directory."""
-    if not path or "\0" in path or path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts:
-        raise InvalidRequest(
-            f"{path!r} leaves the job's directory: write a path inside it, for example results/model.pt"
-        )
+    """Raises InvalidRequest for a path of a user's that leaves the job's directory."""
+    if _is_outside(path) or path.startswith("~"):  # where a shell would expand it
+        raise _outside(path)
+
+
+def _is_outside(path: str) -> bool:
+    return not path or "\0" in path or path.startswith("/") or ".." in PurePosixPath(path).parts
+
+
+def _outside(path: str) -> InvalidRequest:
+    return InvalidRequest(f"{path!r} leaves the job's directory: write a path inside it, for example results/model.pt")
 
 
 def _ignored(base: Path) -> pathspec.GitIgnoreSpec | None:
