@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import shlex
 import shutil
 import stat
 import subprocess
+import tempfile
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from providers.core.errors import InstanceFailed, InvalidRequest
 from providers.core.files import Brought, download, upload
 from providers.core.jobs import Machine
 from providers.core.listing import Entry
+from providers.core.marked import CutShort, Marked
 from providers.core.remote import connect
 from tests.fakes.proxy import proxy
 from tests.fakes.sshd import Server, asyncssh_server, has_openssh, openssh_server
@@ -308,7 +311,7 @@ def test_patterns_are_shell_like_and_begin_in_the_job_s_directory(
 
 def test_a_pattern_that_matches_nothing_is_said_and_no_error(machine: Machine, tmp_path: Path) -> None:
     fill(work(machine), {"a": b""})
-    assert download(machine, JOB, ["*.pt", "a"], tmp_path / "back") == Brought(("a",), ("*.pt",), (), 0)
+    assert download(machine, JOB, ["*.pt", "a"], tmp_path / "back") == Brought(("a",), ("*.pt",), (), {}, "", 0)
 
 
 def test_outputs_of_a_job_that_never_ran_are_an_error_in_one_sentence(machine: Machine, tmp_path: Path) -> None:
@@ -368,32 +371,138 @@ def test_stop_is_heeded_during_a_transfer(machine: Machine, base: Path) -> None:
     assert time.monotonic() - began < 1.0
 
 
-def test_a_file_that_changes_while_it_comes_down_is_no_whole_file(machine: Machine, tmp_path: Path) -> None:
+class Meddling:
+    """A connection over which, between the list and the contents, something happens to the files."""
+
+    def __init__(self, inner: object, meddle: Callable[[], object]) -> None:
+        self._inner = inner
+        self._meddle = meddle
+        self._opened = 0
+
+    def open(self, command: str) -> object:
+        self._opened += 1
+        if self._opened == 2:
+            self._meddle()
+        return self._inner.open(command)
+
+    def is_alive(self) -> bool:
+        return self._inner.is_alive()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_file_that_changes_while_it_comes_down_is_lost_and_shifts_no_other(
+    machine: Machine, tmp_path: Path, is_checked: bool
+) -> None:
     folder = work(machine)
-    fill(folder, {"a": b"a" * 10, "b": b"b" * 10})
-    entries = machine.execute(machine.job_directory(JOB) + listing.LIST_PROGRAM)
-    assert [entry.size for entry in listing.parse(entries.stdout)] == [10, 10]
-    grown = tmp_path / f"lie-{uuid.uuid4().hex}"
-    shutil.copytree(folder, grown)
+    names = ["a", "gone", "b", "shrunk", "grown", "c", "empty", "d"]
+    fill(folder, {name: name.encode() * 1000 for name in names} | {"empty": b""})
 
-    class Lying:
-        def __init__(self, inner: object) -> None:
-            self._inner = inner
+    def meddle() -> None:
+        (folder / "gone").unlink()
+        (folder / "shrunk").write_bytes(b"shrunk" * 999)
+        (folder / "grown").write_bytes(b"grown" * 1000 + b"shrunk")  # as many bytes in all
 
-        def open(self, command: str) -> object:
-            with (folder / "a").open("ab") as file:
-                file.write(b"more" if self.is_late else b"")
-            self.is_late = True
-            return self._inner.open(command)
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "shrunk").write_bytes(b"what was there before")
+    meddled = Machine(lambda: None, Meddling(machine.connection(), meddle), root=machine.root)
+    brought = download(meddled, JOB, ["."], back, is_checked=is_checked)
+    whole = {name: name.encode() * 1000 for name in "abcd"} | {"empty": b""}
+    assert contents(back) == whole | {"shrunk": b"what was there before"}
+    assert brought.paths == tuple(sorted(whole))
+    assert set(brought.lost) == {"gone", "shrunk", "grown"}
+    assert brought.remarks() == ["not brought back: gone, grown, shrunk, which changed while it was brought back"]
+    assert [path.name for path in (Path(machine.root) / JOB).iterdir()] == ["work"]
 
-        is_late = False
 
-        def is_alive(self) -> bool:
-            return self._inner.is_alive()
+def test_a_file_that_is_half_here_has_no_name_yet(machine: Machine, tmp_path: Path) -> None:
+    folder = work(machine)
+    folder.mkdir(parents=True)
+    with (folder / "huge").open("wb") as huge:
+        huge.truncate(20_000_000_000)
+    back = tmp_path / "back"
+    named: set[str] = set()
 
-        def close(self) -> None:
-            self._inner.close()
+    def stop() -> str | None:
+        drafts = [path for path in back.glob(".prefect-gpu-*/*") if path.stat().st_size]
+        named.update(path.name for path in back.glob("[!.]*"))
+        return "cancelled" if drafts else None
 
-    liar = Machine(lambda: None, Lying(machine.connection()), root=machine.root)
-    with pytest.raises(InstanceFailed, match="grew while"):
-        download(liar, JOB, ["a", "b"], tmp_path / "back")
+    with pytest.raises(Stopped, match="cancelled"):
+        download(machine, JOB, ["huge"], back, stop)
+    assert named == set()
+    assert list(back.iterdir()) == []
+
+
+class Nobody:
+    """A connection as a user who owns nothing, to a machine with these programs only."""
+
+    def __init__(self, inner: object, path: str) -> None:
+        self._inner = inner
+        self._path = path
+
+    def open(self, command: str) -> object:
+        as_nobody = "/usr/bin/setpriv --reuid=65534 --regid=65534 --clear-groups" if os.getuid() == 0 else ""
+        return self._inner.open(f"PATH={self._path}; export PATH; exec {as_nobody} sh -c {shlex.quote(command)}")
+
+    def is_alive(self) -> bool:
+        return self._inner.is_alive()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture(params=["gnu", "busybox"])
+def nobodys(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine that knows us as a user who does not own all that is there."""
+    with tempfile.TemporaryDirectory(prefix="nobody-") as folder:  # pytest's own folders are root's alone
+        path = os.environ["PATH"]
+        if request.param == "busybox":
+            program = shutil.which("busybox")
+            if program is None:
+                pytest.skip("busybox is not installed")
+            path = f"{folder}/bin"
+            Path(path).mkdir()
+            subprocess.run([program, "--install", "-s", path], check=True)
+        Path(folder).chmod(0o755)
+        (Path(folder) / JOB).mkdir()
+        (Path(folder) / JOB).chmod(0o777)
+        yield Machine(lambda: None, Nobody(machine.connection(), path), root=folder)
+
+
+def test_what_may_not_be_read_is_named_and_all_else_comes_whole(nobodys: Machine, tmp_path: Path) -> None:
+    folder = work(nobodys)
+    fill(folder, {"a": b"a" * 10, "locked": b"l" * 10, "sub/z": b"z" * 10, "theirs/model.pt": b"m", "half/x": b"x"})
+    (folder / "link").symlink_to("locked")
+    (folder / "locked").chmod(0)
+    (folder / "theirs").chmod(0)
+    (folder / "half").chmod(0o444)
+    back = tmp_path / "back"
+    brought = download(nobodys, JOB, ["."], back)
+    assert brought.paths == ("a", "link", "sub/z")
+    assert {path.name: path.read_bytes() for path in back.rglob("[az]")} == {"a": b"a" * 10, "z": b"z" * 10}
+    assert set(brought.lost) == {"locked", "theirs", "half"}
+    assert brought.remarks() == [
+        "not brought back: half, locked, theirs, which may not be read by the user that we log in as"
+    ]
+    assert download(nobodys, JOB, ["a", "sub/*.pt"], back).lost == {}
+    assert set(download(nobodys, JOB, ["**/*.pt"], back).lost) == {"theirs", "half"}
+    hidden = download(nobodys, JOB, ["theirs/model.pt", "x/y"], back)
+    assert (set(hidden.lost), hidden.missing, hidden.left_out) == ({"theirs"}, ("theirs/model.pt", "x/y"), ())
+    for name in ("theirs", "half"):
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 1000])
+def test_marks_are_found_wherever_the_stream_is_cut(size: int) -> None:
+    stream = io.BytesIO(b"<mark>one<mark><mark><mar<mark>k<<mark>")
+    told: list[bytes] = []
+    marked = Marked(lambda most: stream.read(min(size, most)), b"<mark>", told.append)
+    assert [b"".join(marked.until_mark()) for _ in range(5)] == [b"", b"one", b"", b"<mar", b"k<"]
+    assert marked.is_over()
+    assert b"".join(told) == stream.getvalue()
+    with pytest.raises(CutShort):
+        list(marked.until_mark())

@@ -1,8 +1,9 @@
 """Files to a machine and back, checked that they arrived whole, and never outside the job's directory on either side.
 
 Up: small files as one `tar` stream (a process on both ends: 7 times `scp -r` at 10,000 files of 4 KB), a big file by `cat`. Down: the
-machine lists names, sizes and modes; what was asked for comes as one stream of contents (`xargs cat`) that is cut at those sizes
-here. So the machine decides neither where a file goes nor what it may be: no archive of its making is unpacked.
+machine lists names, sizes and modes; what was asked for comes as one stream of contents (`xargs cat`) with marks between them. So the
+machine decides neither where a file goes nor what it may be: no archive of its making is unpacked. A file gets its name here when
+all of it has come; one that has another size by then than in the list does not come.
 
 Patterns of outputs are shell-like and begin in the job's directory: `*.pt` is there, `**/*.pt` anywhere below, a folder is all in it.
 `.prefectignore` (Prefect's own, gitignore's syntax) in the working directory keeps things out of uploaded folders; what is named
@@ -19,6 +20,7 @@ import os
 import secrets
 import shlex
 import stat
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -29,6 +31,7 @@ from providers.core.contract import Connection
 from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from providers.core.jobs import LOST_AFTER_S, Machine, ShouldStop
 from providers.core.listing import Entry
+from providers.core.marked import CutShort, Marked, new_mark
 from providers.core.pack import packed
 from providers.core.shell import ScriptChannel, one_line, run_script, start_script
 
@@ -37,6 +40,9 @@ T = TypeVar("T")
 _BIG_BYTES = 4 * 1024 * 1024  # from here on a file travels by itself
 _CHUNK = 128 * 1024
 _STEP_S = 900.0  # for the machine's own work after the last byte: unpacking, hashing
+
+_MARK = b"/proc/self/fd/3\0"  # the mark as a file that cat reads again and again
+_UNREADABLE = "may not be read by the user that we log in as"
 
 # By speed: openssl takes a third of the time of coreutils' sha256sum.
 _DIGESTS = {"openssl": "openssl dgst -r -sha256", "b2sum": "b2sum", "sha256sum": "sha256sum"}
@@ -55,7 +61,27 @@ class Brought(NamedTuple):
     paths: tuple[str, ...]  # in the destination
     missing: tuple[str, ...]  # patterns that nothing matched
     left_out: tuple[str, ...]  # links that leave the job's directory, and what is neither file, folder nor link
+    lost: dict[str, str]  # what should have come and could not be read, and why
+    unlisted: str  # the machine's words, where it could not look at all that is there
     bytes: int
+
+    def remarks(self) -> list[str]:
+        """What did not come and perhaps should have, one sentence each."""
+        said = [f"the job left nothing that {pattern} matches" for pattern in self.missing]
+        if self.left_out:
+            said.append(
+                f"not brought back, because only files and links inside the job's directory are: {_some(self.left_out)}"
+            )
+        if self.unlisted:
+            said.append(f"not all that the job left can be looked at: {self.unlisted}")
+        return said + ([self.loss] if self.lost else [])
+
+    @property
+    def loss(self) -> str:
+        """What is lost when the machine is given back, and why; empty when nothing is."""
+        why = sorted(set(self.lost.values()))
+        names = [[name for name, reason in self.lost.items() if reason == one] for one in why]
+        return "; ".join(f"not brought back: {_some(some)}, which {one}" for some, one in zip(names, why, strict=True))
 
 
 class Hash(Protocol):
@@ -143,24 +169,31 @@ def download(
     for pattern in patterns:
         listing.refuse_outside(pattern)
     place = machine.job_directory(job_id)
-    entries = machine.persist(lambda link: _list(link, place, should_stop), should_stop, lost_after_s)
+    entries, unlisted = machine.persist(lambda link: _list(link, place, should_stop), should_stop, lost_after_s)
     wanted, missing = listing.match(entries, patterns)
     into = _Destination(destination)
     for entry in wanted:
         if entry.kind == "d":
             into.place(entry.name).mkdir(exist_ok=True)
     files = [entry for entry in wanted if entry.kind == "f"]
-    done: list[str] = []
-
-    def fetch(link: Connection) -> None:
-        _fetch(link, place, files[len(done) :], into, done, should_stop, is_checked=is_checked)
-
+    done: dict[str, bool] = {}  # whether it came whole
     if files:
-        machine.persist(fetch, should_stop, lost_after_s)
-    left_out = [entry.name for entry in wanted if entry.kind not in {"f", "d", "l"}]
+        with tempfile.TemporaryDirectory(dir=into.root, prefix=".prefect-gpu-", ignore_cleanup_errors=True) as drafts:
+            machine.persist(
+                lambda link: _fetch(
+                    link, place, files[len(done) :], into, Path(drafts), done, should_stop, is_checked=is_checked
+                ),
+                should_stop,
+                lost_after_s,
+            )
+    lost = {entry.name: _UNREADABLE for entry in wanted if entry.kind in {"u", "U"}}
+    lost |= dict.fromkeys(listing.hidden(entries, patterns), _UNREADABLE)
+    lost |= {name: "changed while it was brought back" for name, is_whole in done.items() if not is_whole}
+    left_out = [entry.name for entry in wanted if entry.kind not in {"f", "d", "l", "u", "U"}]
     left_out += _make_links(into, [entry for entry in wanted if entry.kind == "l"])
-    brought = tuple(entry.name for entry in wanted if entry.kind in {"f", "l"} and entry.name not in set(left_out))
-    return Brought(brought, missing, tuple(left_out), sum(entry.size for entry in files))
+    kept = [entry for entry in wanted if entry.kind in {"f", "l"} and entry.name not in {*left_out, *lost}]
+    size = sum(entry.size for entry in kept if entry.kind == "f")
+    return Brought(tuple(entry.name for entry in kept), missing, tuple(left_out), lost, unlisted, size)
 
 
 # --- up ---------------------------------------------------------------------------------------------------------------
@@ -262,16 +295,19 @@ def _compare(answer: str, hashed: Hash, what: str) -> None:
 # --- down -------------------------------------------------------------------------------------------------------------
 
 
-def _list(link: Connection, place: str, should_stop: ShouldStop) -> list[Entry]:
-    def read(channel: ScriptChannel) -> bytes:
+def _list(link: Connection, place: str, should_stop: ShouldStop) -> tuple[list[Entry], str]:
+    """What is there, and what the machine says about the rest."""
+
+    def read(channel: ScriptChannel) -> tuple[bytes, str]:
         output = bytearray()
         while data := channel.recv(_CHUNK):
             output += data
-        if (code := channel.exit_status(_STEP_S)) != 0:
+        if (code := channel.exit_status(_STEP_S)) > 1:
             raise InstanceFailed(f"the machine does not list the job's files: {one_line(channel.error_text(), code)}")
-        return bytes(output)
+        return bytes(output), one_line(channel.error_text(), code) if code else ""
 
-    return listing.parse(_attended(link, place + listing.LIST_PROGRAM, read, should_stop))
+    listed, unlisted = _attended(link, place + listing.LIST_PROGRAM, read, should_stop)
+    return listing.parse(listed), unlisted
 
 
 def _fetch(
@@ -279,64 +315,73 @@ def _fetch(
     place: str,
     files: Sequence[Entry],
     into: _Destination,
-    done: list[str],
+    drafts: Path,
+    done: dict[str, bool],
     should_stop: ShouldStop,
     *,
     is_checked: bool,
 ) -> None:
-    names = b"".join(os.fsencode("./" + entry.name) + b"\0" for entry in files)
+    mark = new_mark()
+    names = b"".join(_MARK + os.fsencode("./" + entry.name) + b"\0" for entry in files) + _MARK
     command, hashed = _digest(link) if is_checked else ("", None)
     stream = 'xargs -0 cat <"$names"'
     if is_checked:
-        stream = f'mkfifo "$fifo" && {{ {command} <"$fifo" >&2 & {stream} | tee "$fifo" && wait; }}'
+        stream = f'mkfifo "$fifo" && {{ {command} <"$fifo" >&2 & {stream} 2>/dev/null | tee "$fifo" && wait; }}'
     # All names are taken first: contents that nobody reads yet would hold up the names that are still on their way.
     script = f"""{place}
 cd "$dir/work" || exit 66
-names=$dir/names.{secrets.token_hex(6)} fifo=$dir/fifo.{secrets.token_hex(6)}
-cat >"$names" && {stream}
+id={secrets.token_hex(6)}
+names=$dir/names.$id mark=$dir/mark.$id fifo=$dir/fifo.$id
+printf %s {shlex.quote(mark.decode())} >"$mark" && cat >"$names" && {{ {stream}; }} 3<"$mark"
 code=$?
-rm -f "$names" "$fifo"
+rm -f "$names" "$mark" "$fifo"
 exit $code"""
+
+    came: list[tuple[Entry, Path | None]] = []
+
+    def keep() -> None:
+        for entry, draft in came:
+            if draft is not None:
+                draft.replace(into.place(entry.name))
+            done[entry.name] = draft is not None
+        came.clear()
 
     def read(channel: ScriptChannel) -> None:
         channel.sendall(names)
         channel.shutdown_write()
-        rest = b""
-        for entry in files:
-            rest = _store(channel, entry, into, rest, hashed)
-            if hashed is None:
-                done.append(entry.name)
-        if rest or channel.recv(1):
-            raise InstanceFailed("the job's files grew while they were brought back")
-        if (code := channel.exit_status(_STEP_S)) != 0:
-            raise InstanceFailed(f"the machine did not hand over a file: {one_line(channel.error_text(), code)}")
+        contents = Marked(channel.recv, mark, hashed.update if hashed is not None else len)
+        try:
+            for _ in contents.until_mark():
+                pass
+            for entry in files:
+                draft = drafts / str(len(came))
+                came.append((entry, draft if _store(contents, entry, draft) else None))
+                if hashed is None:
+                    keep()
+            if not contents.is_over():
+                raise InstanceFailed("the machine handed over more than it was asked for")
+        except CutShort:
+            code = channel.exit_status(_STEP_S)
+            told = one_line(channel.error_text(), code)
+            raise InstanceFailed(f"the machine did not hand over a file: {told}") from None
+        channel.exit_status(_STEP_S)  # whatever it is: a file that cat could not read has another size
         if hashed is not None:
             _compare(channel.error_text(), hashed, "the files")
-            done.extend(entry.name for entry in files)
+            keep()
 
     _attended(link, script, read, should_stop)
 
 
-def _store(channel: ScriptChannel, entry: Entry, into: _Destination, rest: bytes, hashed: Hash | None) -> bytes:
-    """Write one file of the stream that begins with `rest`; what belongs to the next one."""
-    path = into.place(entry.name)
-    path.unlink(missing_ok=True)
-    left = entry.size
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o666 | (entry.mode & 0o111)), "wb", buffering=0) as target:  # noqa: PTH123 - a descriptor
-        while left:
-            chunk = rest or channel.recv(_CHUNK)
-            if not chunk:
-                code = channel.exit_status(_STEP_S)
-                raise InstanceFailed(
-                    f"the machine did not hand over {entry.name}: {one_line(channel.error_text(), code)}"
-                )
-            piece, rest = chunk[:left], chunk[left:]
-            target.write(piece)
-            if hashed is not None:
-                hashed.update(piece)
-            left -= len(piece)
-    return rest
+def _store(contents: Marked, entry: Entry, draft: Path) -> bool:
+    """Write what comes next to a new file; whether it is as long as it was listed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    size = 0
+    with open(os.open(draft, flags, 0o666 | (entry.mode & 0o111)), "wb") as target:  # noqa: PTH123 - a descriptor
+        for piece in contents.until_mark():
+            size += len(piece)
+            if size <= entry.size:
+                target.write(piece)
+    return size == entry.size
 
 
 class _Destination:
@@ -357,6 +402,11 @@ class _Destination:
             parent.mkdir(parents=True, exist_ok=True)
             self._safe.add(parent)
         return path
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5:,} more" if len(names) > 5 else shown
 
 
 def _make_links(into: _Destination, links: Sequence[Entry]) -> list[str]:
@@ -395,3 +445,4 @@ def _attended(link: Connection, script: str, work: Callable[[ScriptChannel], T],
         return working.result()
     finally:
         channel.close()
+        working.wait(1.0)  # so that nothing is written after this

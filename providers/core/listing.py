@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -13,20 +14,24 @@ from providers.core.errors import InstanceFailed, InvalidRequest
 
 IGNORE_FILE: Final = ".prefectignore"
 
-# One record an entry: type, size, mode, name, target of a link; ended by NUL twice because a target may be empty.
-# busybox has no -printf: there a name with a newline is left out.
+# One record an entry: kind, size, mode, name, target of a link; ended by NUL twice because a target may be empty.
+# busybox has no -printf: there a name with a newline is left out. An exit code of 1 is find's: it could not look at everything.
 LIST_PROGRAM: Final = r"""
 cd "$dir/work" || exit 66
-if find . -maxdepth 0 -printf '' 2>/dev/null; then
-    find . -mindepth 1 -printf '%y %s %m %P\0%l\0'
+if find . -maxdepth 0 -readable -printf '' 2>/dev/null; then
+    find . -mindepth 1 -type f ! -readable -printf 'u %s %m %P\0\0' \
+        -o -type d ! \( -readable -executable \) -printf 'U %s %m %P\0\0' -prune \
+        -o -printf '%y %s %m %P\0%l\0'
 else
     find . -mindepth 1 ! -name '*
-*' | while IFS= read -r name; do
+*' 2>/dev/null | while IFS= read -r name; do
         facts=$(stat -c '%s %a' "$name" 2>/dev/null) || continue
         set -- $facts
         kind=f link=
-        if [ -L "$name" ]; then kind=l link=$(readlink "$name"); elif [ -d "$name" ]; then kind=d
-        elif [ ! -f "$name" ]; then kind=o; fi
+        if [ -L "$name" ]; then kind=l link=$(readlink "$name")
+        elif [ -d "$name" ]; then kind=d; [ -r "$name" ] && [ -x "$name" ] || kind=U
+        elif [ ! -f "$name" ]; then kind=o
+        elif [ ! -r "$name" ]; then kind=u; fi
         printf '%s %s %s %s\0%s\0' $kind "$1" "$2" "${name#./}" "$link"
     done
 fi
@@ -36,7 +41,7 @@ fi
 class Entry(NamedTuple):
     """Something in the job's directory."""
 
-    kind: str  # "f" file, "d" folder, "l" link, else what nobody can copy
+    kind: str  # "f" file, "d" folder, "l" link, "u" and "U" file and folder that may not be read, else what nobody can copy
     size: int
     mode: int
     name: str  # relative, checked
@@ -91,6 +96,8 @@ def below(base: Path, folder: str, ignored: pathspec.GitIgnoreSpec | None = None
 def parse(listing: bytes) -> list[Entry]:
     """What LIST_PROGRAM printed. Raises InvalidRequest for a name that no honest machine lists, InstanceFailed for other nonsense."""
     *fields, rest = listing.split(b"\0")
+    if rest:
+        raise InstanceFailed(f"the machine does not list the job's files: its list ends with {rest[:100]!r}")
     entries: list[Entry] = []
     try:
         for head, target in zip(fields[::2], fields[1::2], strict=True):
@@ -98,8 +105,6 @@ def parse(listing: bytes) -> list[Entry]:
             if _is_outside(name):
                 raise _outside(name)
             entries.append(Entry(kind, int(size), int(mode, 8), name, os.fsdecode(target)))
-        if rest:
-            raise ValueError(f"it ends with {rest[:100]!r}")
     except ValueError as unclear:
         raise InstanceFailed(f"the machine does not list the job's files: {unclear}") from unclear
     return sorted(entries, key=lambda entry: entry.name)
@@ -122,6 +127,23 @@ def match(entries: Sequence[Entry], patterns: Sequence[str]) -> tuple[list[Entry
             missing.append(pattern)
         wanted.update((entry.name, entry) for entry in hits)
     return sorted(wanted.values(), key=lambda entry: entry.name), tuple(missing)
+
+
+def hidden(entries: Sequence[Entry], patterns: Sequence[str]) -> list[str]:
+    """The folders that may not be read and in which something might match."""
+    folders = [entry.name for entry in entries if entry.kind == "U"]
+    return [name for name in folders if any(_may_lead_into(str(PurePosixPath(one)), name) for one in patterns)]
+
+
+def _may_lead_into(pattern: str, folder: str) -> bool:
+    if pattern == ".":
+        return True
+    for part, name in zip(pattern.split("/"), folder.split("/"), strict=False):
+        if part == "**":
+            return True
+        if not fnmatchcase(name, part):
+            return False
+    return True  # it goes on below the folder, or the folder is in what it means
 
 
 def refuse_outside(path: str) -> None:

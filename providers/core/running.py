@@ -106,9 +106,9 @@ def run_on(
         return result.model_copy(
             update={"trouble": f"its files could not be written to {folder} on the worker: {full.strerror}"}
         )
-    for pattern in brought.missing:
-        warn("the job left nothing that %s matches", pattern)
-    return result.model_copy(update={"outputs": brought.paths})
+    for remark in brought.remarks():
+        warn(remark)
+    return result.model_copy(update={"outputs": brought.paths, "trouble": brought.loss})
 
 
 def _lost(began: datetime, path: Path, why: str) -> JobResult:
