@@ -535,6 +535,8 @@ class Ssh(Provider[SshMachines]):
                 return ask(host)
             except ProviderError as failure:
                 return failure
+            except Exception as bug:  # noqa: BLE001 - one machine's oddity is no reason not to see the others
+                return Transient(f"{host.name} cannot be asked: {type(bug).__name__}: {bug}")
 
         hosts = self.credentials.hosts
         with ThreadPoolExecutor(min(32, len(hosts)), thread_name_prefix="prefect-gpu ssh") as pool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 from pydantic import SecretStr
 
@@ -53,6 +54,28 @@ def test_another_host_key_is_not_ready_and_told_with_both_fingerprints(server: S
 def test_the_endpoint_s_own_key_counts_where_none_is_given(server: Server) -> None:
     known = server.endpoint.model_copy(update={"host_key": server.host_key.public + " a comment"})
     connect(known, server.client_key, None).close()
+
+
+@pytest.mark.openssh
+@pytest.mark.skipif(not has_openssh(), reason="OpenSSH is not installed: apt-get install openssh-server")
+def test_a_known_rsa_key_is_asked_for_and_accepted(tmp_path: Path) -> None:
+    rsa = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
+    rsa.write_private_key(tmp_path / "rsa")
+    (tmp_path / "rsa").chmod(0o600)
+    public = rsa.export_public_key().decode().strip()
+    with openssh_server("two kinds", options=(f"HostKey {tmp_path}/rsa",)) as server:
+        connect(server.endpoint, server.client_key, public).close()
+        another = asyncssh.generate_private_key("ssh-rsa", key_size=1024).export_public_key().decode().strip()
+        with pytest.raises(HostKeyMismatch) as caught:
+            connect(server.endpoint, server.client_key, another)
+        assert fingerprint(public) in caught.value.message
+        server.connect().close()
+
+
+@pytest.mark.parametrize("kind", ["ecdsa-sha2-nistp999", "sk-ssh-ed25519@openssh.com"])
+def test_a_kind_of_host_key_that_nobody_knows_is_a_mismatch(server: Server, kind: str) -> None:
+    with pytest.raises(HostKeyMismatch):
+        connect(server.endpoint, server.client_key, f"{kind} AAAA")
 
 
 def test_an_unknown_key_is_refused_unless_first_use_is_allowed_and_told(server: Server) -> None:

@@ -29,6 +29,9 @@ SILENCE_S: Final = 15.0  # a link that said nothing for so long is dead
 
 _ERROR_TEXT_BYTES = 64 * 1024
 _CIPHERS_FIRST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # paramiko's own order puts the fastest last
+_SIGNED_AS = {
+    "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa")
+}  # an RSA key signs in ways of other names (RFC 8332)
 _Transport: Any = paramiko.Transport  # paramiko has no type hints
 
 # Its transport thread logs every refused connect with a traceback; what happened is raised, so nobody needs to read it twice.
@@ -267,7 +270,8 @@ def _log_in(
         if host_key is not None:
             # Asked for first: a server with several kinds of host key shows the kind that is known.
             kind = host_key.split()[0]
-            options.key_types = (kind, *(k for k in options.key_types if k != kind))
+            first = [k for k in _SIGNED_AS.get(kind, (kind,)) if k in options.key_types]
+            options.key_types = (*first, *(k for k in options.key_types if k not in first))
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _left(deadline)
         _shake_hands(transport, where, _left(deadline))
         _verify(transport, where, host_key, on_first_use)

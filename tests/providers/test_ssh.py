@@ -521,6 +521,20 @@ def test_a_machine_that_is_cut_off_mid_job_is_noticed_and_attached_to_again(one:
     assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(60)]
 
 
+def test_a_machine_that_breaks_our_own_code_holds_up_nobody(one: SshdHost, two: SshdHost) -> None:
+    unreadable_key = "ssh-ed25519 AAAAA"  # base64 that ends too early: a ValueError where it is compared
+    driver = Ssh(block(one, two.described(host_key=unreadable_key)))
+    held = claim(driver, machine="m0")
+    listing = driver.list_instances("pg-")
+    assert [found.name for found in listing.instances] == [held.name]
+    assert [unread.scope for unread in listing.incomplete] == ["m1"]
+    assert [text.partition(":")[0] for text in driver.missing_rights()] == ["m1"]
+    driver.terminate_instance(held.id)
+    offers = {offer.instance_type: offer for offer in driver.fetch_offers(Requirements())}
+    assert "m1 cannot be asked" in str(offers["m1"].unavailable_because)
+    assert "m0" in offers
+
+
 def test_a_machine_that_was_taken_out_of_the_block_is_not_called_absent(one: SshdHost, two: SshdHost) -> None:
     held = claim(Ssh(block(one, two)), machine="m1")
     with pytest.raises(InvalidRequest, match="put it back"):
