@@ -144,7 +144,8 @@ forget() {{
     fi
     for old in "$root/$id".*; do
         [ -e "$old" ] || continue
-        rm -rf "$old" 2>/dev/null || sudo -n rm -rf "$old" 2>/dev/null
+        # What a job made read-only, as Go's module cache is, may be its own all the same.
+        rm -rf "$old" 2>/dev/null || {{ chmod -R u+rwX "$old"; rm -rf "$old"; }} 2>/dev/null || sudo -n rm -rf "$old" 2>/dev/null
     done
     for process in $(timers "$id"); do
         process=${{process#/proc/}} process=${{process%/environ}}
@@ -211,6 +212,9 @@ if ! find_claim "$name"; then
             { echo "the claim of $old_name is past its deadline and what it left cannot be removed" >&2; exit 74; }
         echo "ended $old_name"
     done
+    # A power cut leaves a file without a line in it.
+    read_claim "$claims/slot.$slot" || rm -f "$claims/slot.$slot" ||
+        { echo "$claims/slot.$slot is no claim of anybody: remove it" >&2; exit 73; }
     printf '%s %s %s %s %s\n' "$name" $((today + seconds)) "$today" "$(id -un)" "$gpus" >"$claims/new.$$" &&
         ln "$claims/new.$$" "$claims/slot.$slot" || { rm -f "$claims/new.$$"; echo "cannot write to $claims" >&2; exit 73; }
     rm -f "$claims/new.$$"

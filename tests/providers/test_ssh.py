@@ -435,6 +435,38 @@ def test_a_machine_is_shared_with_another_user_of_it_by_the_same_claims(one: Ssh
     claim(as_root)
 
 
+def test_folders_that_a_job_made_read_only_go_when_it_is_given_back(one: SshdHost) -> None:
+    driver = Ssh(block(one.described(user="worker")))  # without sudo
+    held = claim(driver)
+    start(
+        held,
+        "mkdir -p pkg/mod/x && : >pkg/mod/x/f && chmod -R a-w pkg && mkdir shut && : >shut/f && chmod 0 shut && sleep 1011",
+    )
+    wait_until("they are there", lambda: one.processes("sleep\x001011"))
+    driver.terminate_instance(held.id)
+    wait_until("the claim is gone", lambda: not driver.list_instances(held.name).instances)
+    assert not list(one.folder.glob("worker/.prefect-gpu/*"))
+
+
+def test_a_claim_that_a_power_cut_left_empty_does_not_hold_the_machine_for_ever(one: SshdHost) -> None:
+    one.claims.mkdir(mode=0o1777, exist_ok=True)
+    (one.claims / "slot.all").touch()
+    driver = Ssh(block(one))
+    held = claim(driver)
+    assert driver.get_instance(held.id).state is InstanceState.RUNNING
+    with pytest.raises(InUse):
+        claim(driver)
+
+
+def test_what_is_no_claim_and_cannot_be_removed_is_named(one: SshdHost) -> None:
+    (one.claims / "slot.all").mkdir(parents=True)
+    try:
+        with pytest.raises(ProviderError, match=r"/slot\.all is no claim of anybody: remove it"):
+            claim(Ssh(block(one)))
+    finally:
+        (one.claims / "slot.all").rmdir()
+
+
 def test_a_file_among_the_claims_that_is_none_does_no_harm(one: SshdHost) -> None:
     victim = one.folder / "victim"
     victim.mkdir()
