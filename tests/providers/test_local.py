@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -356,6 +357,30 @@ def test_terminate_ends_everything_and_keeps_nothing(provider, root):
     assert wait_for(lambda: not any(lives(pid) for pid in processes), within_s=2)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", instance.ssh.port), timeout=2)
+
+
+def test_folders_that_a_job_locked_are_removed_too():
+    script = """
+        import os, sys
+        from pathlib import Path
+        from providers.core.loopback import keeper
+        if os.getuid() == 0:  # whom no mode keeps out
+            os.setgid(65534)
+            os.setuid(65534)
+        root = Path(sys.argv[1])
+        for mode in (0o555, 0):
+            below = root / "machine" / oct(mode) / "pkg" / "mod"
+            below.mkdir(parents=True)
+            (below / "file").touch()
+            (below / "up").symlink_to(root)
+            for folder in (below, below.parent, below.parent.parent):
+                folder.chmod(mode)
+        keeper.remove(root / "machine")
+        """
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are root's alone
+        Path(folder).chmod(0o777)
+        subprocess.run([sys.executable, "-c", textwrap.dedent(script), folder], cwd=REPOSITORY, check=True)
+        assert list(Path(folder).iterdir()) == []
 
 
 def test_the_lease_ends_it_with_what_double_forked(provider, root):

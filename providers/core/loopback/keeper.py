@@ -82,16 +82,18 @@ def remove(directory: Path) -> None:
         except OSError:  # a `.gone` of this name is there already
             gone = directory
 
-    def open_up(function: Any, path: str, _: Any) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            if Path(path).is_dir() and not Path(path).is_symlink():
-                Path(path).chmod(0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                function(path)
+    shutil.rmtree(gone, ignore_errors=True)
+    _open_up(gone)
+    for folder, below, _ in os.walk(gone):  # from the top: each is opened before it is looked into
+        for name in below:
+            _open_up(Path(folder, name))
+    shutil.rmtree(gone, ignore_errors=True)
 
-    shutil.rmtree(gone, onerror=open_up)
+
+def _open_up(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if not folder.is_symlink():
+            folder.chmod(0o700)
 
 
 def _wait(server: int, directory: Path, deadline: float) -> str | None:
