@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -13,6 +14,7 @@ from providers.core import git
 from providers.core.errors import InvalidRequest
 from providers.core.git import Source, clone, parse
 from providers.core.jobs import Machine
+from tests.fakes.git_server import git_server
 from tests.fakes.sshd import asyncssh_server
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -38,6 +40,84 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if version == "two":
             run("branch", "feature/two")
     return folder
+
+
+def git_in(folder: Path, *arguments: str) -> None:
+    options = ["user.name=t", "user.email=t@t", "init.defaultBranch=main", "protocol.file.allow=always"]
+    env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null"}
+    command = ["git", *(part for option in options for part in ("-c", option)), *arguments]
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three repositories: `outer` has `inner` as a submodule by a relative address, and that has `core` so."""
+    folder = tmp_path_factory.mktemp("nested")
+    for name, below in (("core", ""), ("inner", "core"), ("outer", "inner")):
+        (folder / name).mkdir()
+        git_in(folder / name, "init")
+        (folder / name / "name").write_text(name)
+        if below:
+            git_in(folder / name, "submodule", "add", f"../{below}", f"sub {below}")
+        git_in(folder / name, "add", ".")
+        git_in(folder / name, "commit", "-m", name)
+    return folder
+
+
+def test_submodules_with_relative_addresses_come_along_and_no_address_does(nested: Path, tmp_path: Path) -> None:
+    clone(parse(f"file://{nested}/outer"), tmp_path)
+    assert (tmp_path / "name").read_text() == "outer"
+    assert (tmp_path / "sub inner/name").read_text() == "inner"
+    assert (tmp_path / "sub inner/sub core/name").read_text() == "core"
+    assert leaks(tmp_path, str(nested)) == []
+    for folder in (tmp_path, tmp_path / "sub inner", tmp_path / "sub inner/sub core"):
+        done = subprocess.run(["git", "status", "--short"], cwd=folder, check=True, capture_output=True)
+        assert done.stdout == b""
+
+
+@pytest.fixture(scope="module")
+def bare(nested: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("core", "inner", "outer"):
+        git_in(folder, "clone", "--bare", "--quiet", str(nested / name))
+        (folder / f"{name}.git").rename(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("login", ["user:t0%25k%40en", "t0%25k%40en", "t0%25k%40en:x-oauth-basic"])
+def test_a_token_in_the_address_logs_in_for_submodules_too_and_stands_nowhere(
+    bare: Path, tmp_path: Path, login: str
+) -> None:
+    user, _, password = unquote(login).partition(":")
+    with git_server(bare, f"{user}:{password}") as server:
+        clone(parse(f"http://{login}@{server.address}/outer@main"), tmp_path)
+        assert server.served > 0
+        assert any("git" in line and server.address in line for line in server.seen)
+        assert [line for line in server.seen if "t0%" in line] == []
+        assert leaks(tmp_path, "t0%") == leaks(tmp_path, server.address) == []
+    assert (tmp_path / "sub inner/sub core/name").read_text() == "core"
+
+
+def test_a_user_in_the_address_logs_in_with_what_the_worker_knows(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text('[credential]\nhelper = "!f() { echo username=me; echo password=known; }; f"\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    (tmp_path / "clone").mkdir()
+    with git_server(bare, "me:known") as server:
+        clone(parse(f"http://me@{server.address}/core"), tmp_path / "clone")
+    assert (tmp_path / "clone/name").read_text() == "core"
+
+
+def test_a_wrong_token_is_an_error_in_one_sentence_without_it(bare: Path, tmp_path: Path) -> None:
+    with git_server(bare, "user:right") as server, pytest.raises(InvalidRequest, match="cannot be cloned") as caught:
+        clone(parse(f"http://user:wr@ng@{server.address}/outer@main"), tmp_path)
+    assert "wr" not in caught.value.message
+    assert "ng@" not in caught.value.message
+
+
+def leaks(folder: Path, text: str) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
