@@ -170,7 +170,7 @@ def result_markdown(message: str, result: JobResult | None, attempts: list[Attem
         if result.trouble:
             lines.append(f"| trouble | {_cell(result.trouble)} |")
         if result.stored_under:
-            lines.append(f"| log and results | `{result.stored_under}` |")
+            lines.append(f"| log and results | `{result.stored_under}`: `job.log`, `outputs/` |")
         lines += [f"| file | `{name}` |" for name in result.outputs[:50]]
         lines.append("")
     lines += ["| # | provider | machine | where | $/h | cost | what came of it |", "|--:|---|---|---|--:|--:|---|"]

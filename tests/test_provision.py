@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -24,6 +25,7 @@ from flows.record import Record, new_attempt
 from providers import ProviderName
 from providers.core.contract import Billing
 from providers.core.errors import AuthFailed, InstanceFailed
+from providers.core.files import Brought
 from providers.core.gpus import parse_gpu
 from providers.core.lease import Lease
 from providers.core.library import TaskLibrary
@@ -148,15 +150,16 @@ def test_the_whole_log_and_the_files_are_in_result_storage_before_the_machine_is
     rented: Rented, tmp_path: Path
 ) -> None:
     (tmp_path / "input.txt").write_text("42\n")
-    job = Job(files=("input.txt",), outputs=("out/",), env={"PLACE": "out"})
-    rented.run("mkdir -p $PLACE && cp input.txt $PLACE/copy.txt && echo made", job=job)
+    job = Job(files=("input.txt",), outputs=("out/", "*.log"), env={"PLACE": "out"})
+    rented.run("mkdir -p $PLACE && cp input.txt $PLACE/copy.txt && echo its own >job.log && echo made", job=job)
     from flows import results
 
     fetched = tmp_path / "fetched"
     results.fetch(rented.run_id, fetched)
     assert (fetched / "0" / "job.log").read_text() == "made\n"
-    assert (fetched / "0" / "out" / "copy.txt").read_text() == "42\n"
-    assert rented.result.outputs == ("out/copy.txt",)
+    assert (fetched / "0" / "outputs" / "out" / "copy.txt").read_text() == "42\n"
+    assert (fetched / "0" / "outputs" / "job.log").read_text() == "its own\n"
+    assert rented.result.outputs == ("job.log", "out/copy.txt")
 
 
 @pytest.mark.parametrize(
@@ -395,6 +398,19 @@ def test_a_job_whose_files_cannot_be_brought_back_is_not_run_again(
     assert rented.state.is_failed()
     assert rented.result.exit_code == 0
     assert len(rented["alpha"].orders()) + len(rented["beta"].orders()) == 1
+
+
+def test_what_could_not_be_brought_back_is_said_in_the_run_s_log(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = Brought(("a",), ("*.pt",), ("pipe",), {"pgdata": "may not be read"}, "find: x: gone", 1)
+    said: list[str] = []
+    monkeypatch.setattr("providers.core.files.download", lambda *_: brought)
+    monkeypatch.setattr("providers.core.running.get_run_logger", lambda: SimpleNamespace(warning=said.append))
+    assert rented.run(job=Job(outputs=(".",))).startswith("exit 0 in ")
+    assert said == brought.remarks()
+    assert len(said) == 4
+    assert rented.result.outputs == ("a",)
 
 
 def test_a_page_that_cannot_be_written_turns_no_good_end_into_a_failure(

@@ -74,14 +74,10 @@ class Brought(NamedTuple):
             )
         if self.unlisted:
             said.append(f"not all that the job left can be looked at: {self.unlisted}")
-        return said + ([self.loss] if self.lost else [])
-
-    @property
-    def loss(self) -> str:
-        """What is lost when the machine is given back, and why; empty when nothing is."""
-        why = sorted(set(self.lost.values()))
-        names = [[name for name, reason in self.lost.items() if reason == one] for one in why]
-        return "; ".join(f"not brought back: {_some(some)}, which {one}" for some, one in zip(names, why, strict=True))
+        for why in sorted(set(self.lost.values())):
+            names = [name for name, reason in self.lost.items() if reason == why]
+            said.append(f"not brought back: {_some(names)}, which {why}")
+        return said
 
 
 class Hash(Protocol):

@@ -330,7 +330,7 @@ class JobResult(Model):
     log_bytes: int = 0
     log_cut_at: int | None = None  # bytes that went to Prefect, where the cap cut the rest; the file has all
     outputs: tuple[str, ...] = ()  # the files that were brought back
-    stored_under: str | None = None  # where in result storage they and the whole log (job.log) are
+    stored_under: str | None = None  # where in result storage the whole log (job.log) is, and they (in outputs/)
     machine: MachineReport | None = None
 
     @property

@@ -17,7 +17,8 @@ from providers.core.jobs import Machine
 from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements, utc_now
 
 ASK_EVERY_S: Final = 15.0  # the provider, about a machine that is out of reach
-LOG: Final = "job.log"  # the job's whole output, beside the files it brought back
+LOG: Final = "job.log"  # the job's whole output
+OUTPUTS: Final = "outputs"  # the folder beside it with the files it left: one of them may be called job.log too
 
 
 def check_machine(
@@ -97,7 +98,7 @@ def run_on(
     if result.outcome == "lost" or not job.outputs:
         return result
     try:
-        brought = files.download(machine, spec.id, job.outputs, folder, watch)
+        brought = files.download(machine, spec.id, job.outputs, folder / OUTPUTS, watch)
     except (ProviderError, Stopped) as trouble:
         if (reason := should_stop()) is not None:
             raise Stopped(reason) from trouble
@@ -108,7 +109,7 @@ def run_on(
         )
     for remark in brought.remarks():
         warn(remark)
-    return result.model_copy(update={"outputs": brought.paths, "trouble": brought.loss})
+    return result.model_copy(update={"outputs": brought.paths})
 
 
 def _lost(began: datetime, path: Path, why: str) -> JobResult:
