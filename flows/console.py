@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -102,10 +103,7 @@ def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
     if gpu := variables.get("GPU"):
         parameters["gpu"] = gpu
     if price := variables.get("MAX_PRICE"):
-        try:
-            parameters["max_price"] = float(price)
-        except ValueError:
-            raise Trouble(f"MAX_PRICE={price} is no number: write USD per hour, for example MAX_PRICE=20.") from None
+        parameters["max_price"] = _price(price)
     if providers := _words(variables.get("PROVIDERS")):
         parameters["providers"] = providers
     elif not variables.get("JOB") and not variables.get("GPU"):
@@ -116,6 +114,16 @@ def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
     if any(job.values()):
         parameters["job"] = {name: paths for name, paths in job.items() if paths}
     return parameters
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price >= 0):  # "nan" and "inf" are numbers to Python, and no limit to anybody
+        raise Trouble(f"MAX_PRICE={text} is no price: write USD per hour, for example MAX_PRICE=20.")
+    return price
 
 
 def _words(text: str | None) -> list[str]:

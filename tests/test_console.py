@@ -191,9 +191,12 @@ def test_a_job_of_ones_own_goes_wherever_it_is_cheapest() -> None:
     assert "providers" not in job_parameters({"JOB": "nvidia-smi", "GPU": "H100"})
 
 
-def test_a_price_that_is_no_number_is_told() -> None:
-    with pytest.raises(Trouble, match="MAX_PRICE=cheap is no number"):
-        job_parameters({"MAX_PRICE": "cheap"})
+@pytest.mark.parametrize("price", ["cheap", "nan", "inf", "-inf", "-1"])
+def test_a_price_that_limits_nothing_is_refused(price: str) -> None:
+    with pytest.raises(
+        Trouble, match=rf"^MAX_PRICE={price} is no price: write USD per hour, for example MAX_PRICE=20\.$"
+    ):
+        job_parameters({"MAX_PRICE": price})
 
 
 # --- providers --------------------------------------------------------------------------------------------------------
