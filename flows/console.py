@@ -32,7 +32,7 @@ from flows.plan import plan
 from flows.reap import reap
 from flows.record import Record
 from flows.refresh_catalog import refresh_catalog
-from providers import DEFAULT_ACCOUNT
+from providers import DEFAULT_ACCOUNT, ProviderName
 
 SMALL_JOB: Final = 'python3 -c "print(6*7)"'
 GIVE_BACK_S: Final = 90.0  # so long a cancelled run may take to end its job and give its machine back
@@ -54,7 +54,18 @@ def client_of(place: Place) -> Generator[SyncPrefectClient]:
             raise Trouble(
                 f"{place.api_url} refuses ({status}): are PREFECT_API_KEY and PREFECT_API_AUTH_STRING right?"
             ) from None
+        if status in (409, 422):  # parameters that this server's deployment does not take: it may be an older one
+            raise Trouble(f"{place.api_url} refuses: {_detail(error)}") from None
         raise
+
+
+def _detail(error: PrefectHTTPStatusError) -> str:
+    """What the server says against a request, in its own words."""
+    try:
+        detail = error.response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = error.response.text
+    return " ".join(str(detail).split()) or f"status {error.response.status_code}"
 
 
 # --- make run ----------------------------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
         parameters["gpu"] = gpu
     if price := variables.get("MAX_PRICE"):
         parameters["max_price"] = _price(price)
-    if providers := _words(variables.get("PROVIDERS")):
+    if providers := _providers(variables.get("PROVIDERS")):
         parameters["providers"] = providers
     elif not variables.get("JOB") and not variables.get("GPU"):
         parameters["providers"] = ["local"]  # the first run costs nothing, whatever is connected
@@ -114,6 +125,18 @@ def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
     if any(job.values()):
         parameters["job"] = {name: paths for name, paths in job.items() if paths}
     return parameters
+
+
+def _providers(text: str | None) -> list[str]:
+    """The providers' own names: the server's form of the flow knows no aliases."""
+    names: list[str] = []
+    for word in _words(text):
+        try:
+            names.append(ProviderName(word).value)
+        except ValueError:
+            known = ", ".join(one.value for one in ProviderName)
+            raise Trouble(f"PROVIDERS: there is no provider {word!r}; write one or some of {known}.") from None
+    return names
 
 
 def _price(text: str) -> float:
@@ -272,7 +295,7 @@ def plan_now(place: Place) -> int:
     """`make plan`: what a job would get, and for how much."""
     parameters = job_parameters(os.environ)
     parameters = {name: parameters[name] for name in ("gpu", "max_price", "account") if name in parameters}
-    if providers := _words(os.environ.get("PROVIDERS")):
+    if providers := _providers(os.environ.get("PROVIDERS")):
         parameters["providers"] = providers
     with client_of(place), _shown_here():
         return _finished(plan(**parameters, return_state=True))

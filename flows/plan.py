@@ -75,7 +75,7 @@ def plan(
     try:
         hours = _checked_hours(hours)
         wanted = inputs.checked_requirements(gpu, max_price, requirements)
-        names = inputs.checked_providers(providers, registry.enabled(account), str(account))
+        names = inputs.checked_providers(providers, registry.enabled(account), account)
     except Refused as refused:
         return Failed(message=str(refused))
     # The price limit is kept back, so that what is just too dear is seen.

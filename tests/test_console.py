@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, Log
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed, Running, Scheduled
 from pydantic import BaseModel, Field, SecretStr
 from rich.console import Console
 
 from flows import connect as connecting
-from flows import overview
+from flows import console, overview
 from flows.console import job_parameters
-from flows.environment import Trouble
+from flows.environment import Place, Trouble
 from flows.follow import PAGE, Display, Records, follow
 from flows.overview import Row
 from flows.record import Attempt, Record
@@ -197,6 +201,52 @@ def test_a_price_that_limits_nothing_is_refused(price: str) -> None:
         Trouble, match=rf"^MAX_PRICE={price} is no price: write USD per hour, for example MAX_PRICE=20\.$"
     ):
         job_parameters({"MAX_PRICE": price})
+
+
+def test_an_alias_of_a_provider_becomes_the_name_that_the_server_takes() -> None:
+    assert job_parameters({"PROVIDERS": "k8s local"})["providers"] == ["kubernetes", "local"]
+
+
+def test_a_provider_that_there_is_none_of_is_told_with_those_there_are() -> None:
+    with pytest.raises(Trouble, match="no provider 'gpc'; write one or some of local, ssh, aws, kubernetes"):
+        job_parameters({"PROVIDERS": "aws,gpc"})
+
+
+def test_make_plan_takes_an_alias_and_tells_what_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(console, "client_of", lambda _: nullcontext())
+    monkeypatch.setattr(console, "_shown_here", nullcontext)
+    monkeypatch.setattr(console, "plan", lambda **parameters: asked.append(parameters["providers"]) or Completed())
+    monkeypatch.setenv("PROVIDERS", "k8s")
+    assert console.plan_now(Place("http://127.0.0.1:1/api", Path(), is_own=True)) == 0
+    assert asked == [["kubernetes"]]
+    monkeypatch.setenv("PROVIDERS", "gpc")
+    with pytest.raises(Trouble, match="no provider 'gpc'"):
+        console.plan_now(Place("http://127.0.0.1:1/api", Path(), is_own=True))
+
+
+def refused(status: int, content: Any) -> PrefectHTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1:1/api/deployments/x/create_flow_run")
+    response = httpx.Response(status, json=content, request=request)
+    try:
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        return PrefectHTTPStatusError.from_httpx_error(error)
+    raise AssertionError("no error")
+
+
+def test_parameters_that_an_older_server_does_not_take_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "get_client", lambda **_: nullcontext())
+    monkeypatch.setattr(Place, "wait_for_server", lambda _: None)
+    place = Place("http://127.0.0.1:1/api", Path(), is_own=False)
+    detail = "Error creating flow run: Validation failed for field 'providers[0]'."
+    with (
+        pytest.raises(
+            Trouble, match=r"^http://127.0.0.1:1/api refuses: Error creating flow run: .* 'providers\[0\]'\.$"
+        ),
+        console.client_of(place),
+    ):
+        raise refused(409, {"detail": detail})
 
 
 # --- providers --------------------------------------------------------------------------------------------------------

@@ -285,6 +285,12 @@ def test_nonsense_is_refused_before_anybody_is_asked(market: Callable[..., None]
     assert says in state.message
 
 
+def test_an_account_that_one_provider_lacks_is_told_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "enabled", lambda _account: [ProviderName.LOCAL])
+    state: Any = plan.fn(providers=[ProviderName.AWS], account={"aws": "x"})
+    assert state.message == "no credentials of aws are saved as 'x': run `make connect PROVIDER=aws`"
+
+
 def test_this_machine_alone_needs_no_catalog_and_no_account(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefect_api: None
 ) -> None:
