@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from flows import environment
-from flows.environment import Trouble
+from flows.terminal import Trouble, waiting
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,7 +27,7 @@ def main(command: str) -> int:
         if command == "down":
             return environment.down()
         with environment.reached(kept=command == "up", configured_only=command == "deploy") as place:
-            with environment.waiting("Prefect starts"):
+            with waiting("Prefect starts"):
                 from flows import console
 
             return console.SUBCOMMANDS[command](place)

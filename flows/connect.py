@@ -17,8 +17,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from flows.environment import Trouble, waiting
 from flows.follow import Display
+from flows.terminal import Trouble, waiting
 from providers import ProviderName, library
 from providers.core.errors import AuthFailed, ProviderError
 

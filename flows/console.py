@@ -26,12 +26,13 @@ from prefect.states import Cancelling
 from flows import overview, results
 from flows.connect import connect, provider_named
 from flows.deploy import deploy, has_online_worker, provision_deployment
-from flows.environment import POOL, PROJECT, Place, Trouble, waiting
+from flows.environment import POOL, PROJECT, Place
 from flows.follow import Display, first_line, follow
 from flows.plan import plan
 from flows.reap import reap
 from flows.record import Record
 from flows.refresh_catalog import refresh_catalog
+from flows.terminal import Trouble, waiting
 from providers import DEFAULT_ACCOUNT, ProviderName
 
 SMALL_JOB: Final = 'python3 -c "print(6*7)"'
@@ -194,7 +195,7 @@ def _wait_for_worker(client: SyncPrefectClient, place: Place) -> None:
     while not has_online_worker(client):
         place.must_run()
         if time.monotonic() > deadline:
-            raise Trouble("The worker does not report to the server: see .prefect-gpu/worker.log.")
+            raise Trouble(f"The worker does not report to the server: see {place.worker.log}.")
         time.sleep(0.2)
 
 

@@ -2,26 +2,27 @@
 
 `make up` keeps them, everything else stops what it started itself. A process is known by a lock that it holds as long as it
 lives (it inherits the locked file), so a recycled process id is never mistaken for ours. Nothing here imports Prefect: its
-settings are read at import, and this module decides them.
+settings are read at import, and this module decides them. Longer than 300 lines: what starts, what finds and what stops is read as one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+
+from flows import at_work
+from flows.terminal import Trouble, tell, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).resolve().parent.parent
 HOME: Final = PROJECT / ".prefect-gpu"  # PREFECT_HOME of the server of our own: its SQLite database, logs, what runs
 POOL: Final = "gpu-flows"  # names that begin with "prefect" are reserved by the server
+GIVE_BACK_S: Final = 60.0  # so long cancelled jobs may take to end and give their machines back
 START_DEADLINE_S: Final = 180.0  # a first start migrates the database: 5 s, on a loaded machine a minute
-PATIENCE_S: Final = 2.0  # what takes longer is told
-
-
-class Trouble(Exception):
-    """What stands in the way, as one sentence for the person at the terminal."""
 
 
 class Background(NamedTuple):
@@ -133,7 +130,7 @@ class Place:
         """Until the server answers; a sentence if it does not."""
         deadline = time.monotonic() + (START_DEADLINE_S if self.server else 10)
         with waiting("the Prefect server starts"):
-            while (problem := unreachable(self.api_url)) is not None:
+            while (problem := at_work.unreachable(self.api_url)) is not None:
                 if self.server is not None and self.server.poll() is not None:
                     daemon = Daemon("server", self.home)
                     raise Trouble(f"The Prefect server did not start: {daemon.last_words()} (all of it: {daemon.log})")
@@ -141,16 +138,25 @@ class Place:
                     raise Trouble(f"The Prefect server at {self.api_url} {problem}. Is PREFECT_API_URL right?")
                 time.sleep(0.05)
 
+    @property
+    def worker(self) -> Daemon:
+        """This project's worker for this server: for its own, or for the one that the user configured."""
+        return _worker(self.home, self.is_own)
+
     def start_worker(self) -> None:
         """A worker for our pool, unless this project has one. It works in the project's folder: `job.files` are found there."""
-        daemon = Daemon("worker", self.home)
-        if daemon.find() is not None:
-            return
+        daemon = self.worker
+        if (found := daemon.find()) is not None:
+            if found.url == self.api_url:
+                return
+            if found.kept:
+                raise Trouble(f"The worker of this project serves {found.url}: `make down` it first.")
+            raise Trouble(f"Another make is at work with {found.url}: wait for it.")
         environment = {"PYTHONUNBUFFERED": "1", **os.environ}
         # Asked every second a server of our own is still idle, and a run starts when it is made; a shared one is spared.
         environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1" if self.is_own else "5")
-        name = f"make {'up' if self.kept else 'run'} on {socket.gethostname()}"
-        arguments = ["-m", "flows.worker", name]
+        arguments = ["-m", "flows.worker", worker_name(self.home, self.kept, self.is_own)]
+        daemon.record.parent.mkdir(exist_ok=True)
         self.started.append(daemon)
         daemon.start(arguments, environment, kept=self.kept, url=self.api_url)
 
@@ -269,21 +275,6 @@ def make_home(home: Path) -> None:
         raise Trouble(f"{home} holds the Prefect server's data and cannot be written: {error.strerror}.") from None
 
 
-def unreachable(api_url: str, timeout_s: float = 2.0) -> str | None:
-    """Why a Prefect server is not usable there, or None."""
-    key = os.environ.get("PREFECT_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        request = urllib.request.Request(f"{api_url}/health", headers=headers)  # noqa: S310 - the address is the user's own
-        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
-            return None
-    except urllib.error.HTTPError as error:
-        # A server with a password asks for it here too; Prefect's own client knows how to give it.
-        return None if error.code in (401, 403) else f"answers {error.code}, which is not Prefect's API"
-    except (OSError, ValueError):
-        return "does not answer"
-
-
 def free_port(wished: int) -> int:
     """The wished port if nobody has it, else any free one."""
     for port in (wished, 0):
@@ -294,34 +285,6 @@ def free_port(wished: int) -> int:
     raise Trouble("No port is free on 127.0.0.1.")
 
 
-@contextlib.contextmanager
-def waiting(what: str) -> Generator[None]:
-    """Tell on stderr what is waited for if it takes longer than two seconds; a terminal gets one line, erased at the end."""
-    over = threading.Event()
-    is_terminal = sys.stderr.isatty()
-    began = time.monotonic()
-
-    def tell() -> None:
-        if over.wait(PATIENCE_S):
-            return
-        if not is_terminal:
-            print(f"{what} ...", file=sys.stderr, flush=True)  # noqa: T201 - a terminal is what this is for
-            return
-        while True:
-            print(f"\r{what} ... {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)  # noqa: T201
-            if over.wait(1):
-                break
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # noqa: T201
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        over.set()
-        teller.join()
-
-
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never half of it."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
@@ -329,52 +292,70 @@ def write_whole(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def active_runs(api_url: str) -> list[dict[str, Any]]:
-    """The `provision` runs that may hold a machine now; without Prefect's client, which takes seconds to import."""
-    question = {
-        "flows": {"name": {"any_": ["provision"]}},
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING", "PENDING"]}}},
-        "limit": 50,
-    }
-    body = json.dumps(question).encode()
-    request = urllib.request.Request(f"{api_url}/flow_runs/filter", body, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
-        answer: list[dict[str, Any]] = json.load(response)
-    return answer
+def worker_name(home: Path, kept: bool, is_own: bool) -> str:
+    """How the worker calls itself: on a server that many share, by its project too, so that its runs can be told from others'."""
+    project = "" if is_own else f" {hashlib.sha256(str(home).encode()).hexdigest()[:4]}"
+    return f"make {'up' if kept else 'run'} on {socket.gethostname()}{project}"
+
+
+def _worker(home: Path, is_own: bool) -> Daemon:
+    """The two stand beside each other: one for the server of our own, one for a server that the user configured."""
+    return Daemon("worker", home if is_own else home / "configured")
 
 
 def down(home: Path = HOME) -> int:
-    """`make down`: stop what `make up` keeps, the worker first; not under running jobs, unless it is forced."""
-    worker, server = Daemon("worker", home), Daemon("server", home)
-    found = server.find() or worker.find()
-    if found is None or not found.kept:
+    """`make down`: stop what `make up` keeps, the workers first; not under running jobs, unless it is forced."""
+    server, own, other = Daemon("server", home), _worker(home, is_own=True), _worker(home, is_own=False)
+    is_forced = os.environ.get("FORCE", "") not in ("", "0")
+    kept: list[
+        tuple[Background, str | None, tuple[Daemon, ...]]
+    ] = []  # what was found, whose runs count, what is stopped
+    if (found := server.find() or own.find()) is not None and found.kept:
+        kept.append((found, None, (own, server)))
+    if (found := other.find()) is not None and found.kept:
+        kept.append((found, worker_name(home, kept=True, is_own=False), (other,)))
+    if not kept:
         print("Nothing is up.")  # noqa: T201
         return 0
-    running = [] if unreachable(found.url) else active_runs(found.url)
-    if running and os.environ.get("FORCE", "") in ("", "0"):
+    at = [(found, worker, _at_work(found.url, worker, is_forced)) for found, worker, _ in kept]
+    if (running := [run for *_, runs in at for run in runs]) and not is_forced:
         names = ", ".join(run["name"] for run in running[:5])
         raise Trouble(
             f"{len(running)} {'job is' if len(running) == 1 else 'jobs are'} at work ({names}): wait, "
             "or end them and give their machines back with `make down FORCE=1`."
         )
-    if running and server.find():  # on a shared server they are not all of this worker
-        _cancel(found.url, running)
+    with waiting("the jobs end and their machines are given back"):
+        for found, worker, runs in at:
+            if runs and (left := at_work.end(found.url, worker=worker, within_s=GIVE_BACK_S)):
+                tell(_left_behind(left))
     with waiting("server and worker end"):
-        worker.stop()
-        server.stop()
-    print("Server and worker are stopped. Earlier runs are kept; `make up` shows them again.")  # noqa: T201
+        for *_, daemons in kept:
+            for daemon in daemons:
+                daemon.stop()
+    for found, worker, _ in kept:
+        if worker is None:
+            print("Server and worker are stopped. Earlier runs are kept; `make up` shows them again.")  # noqa: T201
+        else:
+            print(f"The worker for {found.url} is stopped.")  # noqa: T201
     return 0
 
 
-def _cancel(api_url: str, runs: list[dict[str, Any]]) -> None:
-    """Cancel runs and wait until each has given its machine back, or a minute."""
-    for run in runs:
-        body = json.dumps({"state": {"type": "CANCELLING", "name": "Cancelling"}}).encode()
-        address = f"{api_url}/flow_runs/{run['id']}/set_state"
-        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=10):  # noqa: S310
-            pass
-    deadline = time.monotonic() + 60
-    with waiting("the jobs end and their machines are given back"):
-        while active_runs(api_url) and time.monotonic() < deadline:
-            time.sleep(0.5)
+def _at_work(api_url: str, worker: str | None, is_forced: bool) -> list[dict[str, Any]]:
+    """The runs under which nothing may be stopped. A server of our own that has died is asked nothing."""
+    if worker is None and at_work.unreachable(api_url):
+        return []
+    try:
+        return at_work.runs(api_url, worker)
+    except Trouble as trouble:
+        if not is_forced:
+            raise Trouble(
+                f"{trouble} Whether a job is at work is not known, and nothing was stopped: "
+                "`make down FORCE=1` stops the worker all the same."
+            ) from None
+        tell(f"{trouble} Whether a job was at work is not known: `make reap` gives back what it may have left.")
+        return []
+
+
+def _left_behind(runs: list[dict[str, Any]]) -> str:
+    names = ", ".join(run["name"] for run in runs[:5])
+    return f"Cancelled, and not seen to end within {GIVE_BACK_S:.0f} s: {names}. `make reap` gives back what is left of them."

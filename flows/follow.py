@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows import story
-from flows.environment import Trouble, waiting
+from flows.terminal import Trouble, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

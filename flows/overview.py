@@ -9,8 +9,8 @@ from typing import Final
 
 from rich.table import Table
 
-from flows.environment import waiting
 from flows.follow import Display
+from flows.terminal import waiting
 from providers import ProviderName, library, saved_accounts
 from providers.core import catalog
 from providers.core.errors import ProviderError

@@ -22,10 +22,11 @@ from rich.console import Console
 from flows import connect as connecting
 from flows import console, overview
 from flows.console import job_parameters
-from flows.environment import Place, Trouble
+from flows.environment import Place
 from flows.follow import PAGE, Display, Records, follow
 from flows.overview import Row
 from flows.record import Attempt, Record
+from flows.terminal import Trouble
 from providers.core.errors import AuthFailed
 
 RUN = uuid4()

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from flows import environment
-from flows.environment import Background, Daemon, Trouble
+from flows import at_work, environment
+from flows.environment import Background, Daemon
+from flows.terminal import Trouble
 
 ROOT = Path(__file__).parents[1]
 SLEEP = ["-c", "import time; time.sleep(60)"]
@@ -103,7 +105,7 @@ def free_tcp_port() -> int:
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A project folder without anything, in an environment without Prefect's variables; its .prefect-gpu."""
-    for variable in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_API_KEY", "FORCE"):
+    for variable in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "FORCE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     return tmp_path / ".prefect-gpu"
@@ -138,6 +140,76 @@ def test_what_a_killed_make_left_is_ended_first(clean: Path, monkeypatch: pytest
         assert left.wait(5) is not None
 
 
+@pytest.fixture
+def sleeping_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers that only sleep, and servers that are none: which of them are found, started and stopped is the question."""
+    begin = Daemon.start
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def sleep(daemon: Daemon, _: list[str], environment: dict[str, str], **noted: Any) -> subprocess.Popen[bytes]:
+        begun.append(begin(daemon, SLEEP, environment, **noted))
+        return begun[-1]
+
+    monkeypatch.setattr(Daemon, "start", sleep)
+    monkeypatch.setattr(environment, "_start_server", lambda _place: None)
+    yield
+    for process in begun:
+        process.wait(5)  # each was stopped by then
+
+
+@pytest.fixture
+def team(clean: Path, sleeping_workers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """The worker that `PREFECT_API_URL=... make up` keeps, seen from another shell that names no server."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with environment.reached(kept=True, home=clean) as place:
+        place.start_worker()
+    monkeypatch.delenv("PREFECT_API_URL")
+    yield place.worker
+    place.worker.stop()
+
+
+def test_the_worker_kept_for_a_configured_server_is_not_another_makes_to_end(clean: Path, team: Daemon) -> None:
+    before = team.find()
+    assert before is not None
+    with environment.reached(kept=False, home=clean) as place:
+        place.start_worker()
+        assert place.worker.find() not in (None, before), "the server of our own has a worker of its own beside it"
+    assert team.find() == before
+    assert place.worker.find() is None
+
+
+def test_the_worker_kept_for_our_own_server_does_not_count_for_a_configured_one(
+    clean: Path, sleeping_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean.mkdir()
+    own = Daemon("worker", clean)
+    start(own, kept=True, url="http://127.0.0.1:4242/api")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    try:
+        with environment.reached(kept=False, home=clean) as place:
+            place.start_worker()
+            found = place.worker.find()
+            assert found is not None
+            assert found.url == "http://127.0.0.1:9/api"
+        assert own.find() is not None
+    finally:
+        own.stop()
+
+
+def test_the_worker_kept_for_one_configured_server_is_not_taken_for_anothers(
+    clean: Path, team: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:10/api")
+    with (
+        pytest.raises(
+            Trouble, match=r"^The worker of this project serves http://127.0.0.1:9/api: `make down` it first\.$"
+        ),
+        environment.reached(kept=False, home=clean) as place,
+    ):
+        place.start_worker()
+    assert team.find() is not None
+
+
 def test_two_makes_do_not_share_one_database(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_start_server", lambda _place: None)
     clean.mkdir()
@@ -165,27 +237,49 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 class Api(BaseHTTPRequestHandler):
-    """As much of Prefect's API as `make down` asks."""
+    """As much of Prefect's API as ending jobs asks."""
 
-    running: ClassVar[list[dict[str, str]]] = []
+    running: ClassVar[list[dict[str, Any]]] = []
     status: ClassVar[int] = 200
+    password: ClassVar[str] = ""  # the header that it wants
+    at_cancel: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     def do_GET(self) -> None:
-        self._answer({})
+        if self.path.endswith("/health"):
+            self._answer({})
+            return
+        named = [run for run in Api.running if self.path.endswith(f"/flow_runs/{run['id']}")]
+        self._answer(named[0] if named else {"id": "?", "state_type": "CANCELLED"})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("set_state"):
-            Api.running = []
-        self._answer(Api.running)
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("set_state") and self._is_known():
+            Api.at_cancel()
+            Api.running = [run for run in Api.running if f"/{run['id']}/" not in self.path]
+        wanted = question.get("flow_runs", {}).get("state", {}).get("type", {}).get("any_", [])
+        self._answer([run for run in Api.running if run["state_type"] in wanted])
+
+    def _is_known(self) -> bool:
+        return not self.password or self.headers.get("Authorization") == self.password
 
     def _answer(self, content: Any) -> None:
-        self.send_response(self.status)
+        self.send_response(self.status if self._is_known() else 401)
         self.end_headers()
         self.wfile.write(json.dumps(content).encode())
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def run_at_work(name: str, worker: str = "somebody's", state: str = "RUNNING", age_s: float = 0) -> dict[str, Any]:
+    since = datetime.now(UTC) - timedelta(seconds=age_s)
+    return {
+        "id": name,
+        "name": f"brave-otter-{name}",
+        "labels": {"prefect.worker.name": worker},
+        "state_type": state,
+        "state": {"type": state, "timestamp": since.isoformat()},
+    }
 
 
 @pytest.fixture
@@ -194,7 +288,8 @@ def api() -> Iterator[str]:
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/api"
         http.shutdown()
-    Api.running, Api.status = [], 200
+    Api.running, Api.status, Api.password = [], 200, ""
+    Api.at_cancel = staticmethod(lambda: None)
 
 
 def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
@@ -203,8 +298,8 @@ def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
     clean.mkdir()
     server = Daemon("server", clean)
     process = start(server, kept=True, url=api)
-    Api.running = [{"id": "1", "name": "brave-otter"}]
-    with pytest.raises(Trouble, match=r"1 job is at work \(brave-otter\).*FORCE=1"):
+    Api.running = [run_at_work("1")]
+    with pytest.raises(Trouble, match=r"1 job is at work \(brave-otter-1\).*FORCE=1"):
         environment.down(clean)
     assert server.find() is not None
     monkeypatch.setenv("FORCE", "1")
@@ -215,16 +310,85 @@ def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
     assert "stopped" in capsys.readouterr().out
 
 
+@pytest.fixture
+def shared(clean: Path, sleeping_workers: None, api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """The worker that `make up` keeps for a server that others use too, with a job of its own and one of theirs."""
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    with environment.reached(kept=True, home=clean) as place:
+        place.start_worker()
+    Api.running = [run_at_work("mine", environment.worker_name(clean, kept=True, is_own=False)), run_at_work("theirs")]
+    yield place.worker
+    place.worker.stop()
+
+
+def test_down_counts_and_cancels_only_the_jobs_of_this_projects_worker(
+    clean: Path, shared: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Trouble, match=r"1 job is at work \(brave-otter-mine\).*FORCE=1"):
+        environment.down(clean)
+    alive_at_cancel: list[bool] = []
+    Api.at_cancel = staticmethod(lambda: alive_at_cancel.append(shared.find() is not None))
+    monkeypatch.setenv("FORCE", "1")
+    assert environment.down(clean) == 0
+    assert [run["id"] for run in Api.running] == ["theirs"]
+    assert alive_at_cancel == [True], "the worker that is to give the machine back is stopped afterwards"
+    assert shared.find() is None
+    assert capsys.readouterr().out.startswith("The worker for http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "header"),
+    [("PREFECT_API_KEY", "pnu_1", "Bearer pnu_1"), ("PREFECT_API_AUTH_STRING", "admin:pass", "Basic YWRtaW46cGFzcw==")],
+)
+def test_down_gives_a_servers_password_or_says_that_it_is_wrong(
+    clean: Path, shared: Daemon, variable: str, value: str, header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Api, "password", header)
+    with pytest.raises(Trouble, match=r"refuses \(401\): are PREFECT_API_KEY.*nothing was stopped.*FORCE=1"):
+        environment.down(clean)
+    assert shared.find() is not None
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Trouble, match=r"1 job is at work \(brave-otter-mine\)"):
+        environment.down(clean)
+    monkeypatch.setenv("FORCE", "1")
+    assert environment.down(clean) == 0
+    assert [run["id"] for run in Api.running] == ["theirs"]
+
+
+def test_down_forced_stops_a_worker_whose_server_says_nothing(
+    clean: Path, shared: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Api, "password", "unknown here")
+    monkeypatch.setenv("FORCE", "1")
+    assert environment.down(clean) == 0
+    assert shared.find() is None
+    assert "Whether a job was at work is not known: `make reap`" in capsys.readouterr().err
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Api.running = [run_at_work("1")]
+    monkeypatch.setattr(Api, "status", 503)
+    naps: list[float] = []
+
+    def free_after_a_nap(seconds: float) -> None:
+        naps.append(seconds)
+        Api.status = 200
+
+    monkeypatch.setattr(at_work.time, "sleep", free_after_a_nap)
+    assert [run["id"] for run in at_work.runs(api)] == ["1"]
+    assert len(naps) == 1
+
+
 def test_down_without_anything_up_says_so(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert environment.down(clean) == 0
     assert capsys.readouterr().out == "Nothing is up.\n"
 
 
 def test_an_address_that_is_not_prefects_is_told(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert environment.unreachable(api) is None
+    assert at_work.unreachable(api) is None
     monkeypatch.setattr(Api, "status", 404)
-    assert environment.unreachable(api) == "answers 404, which is not Prefect's API"
-    assert environment.unreachable("http://127.0.0.1:9/api") == "does not answer"
+    assert at_work.unreachable(api) == "answers 404, which is not Prefect's API"
+    assert at_work.unreachable("http://127.0.0.1:9/api") == "does not answer"
 
 
 # --- the whole way, with a real server and worker ----------------------------------------------------------------------
