@@ -11,10 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from flows import environment
-from flows.terminal import Trouble, waiting
+from flows.terminal import NobodyReads, Trouble, tell, waiting
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from flows.environment import Place
 
 
 def main(command: str) -> int:
@@ -23,6 +25,7 @@ def main(command: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
+    place: Place | None = None
     try:
         if command == "down":
             return environment.down()
@@ -32,14 +35,20 @@ def main(command: str) -> int:
 
             return console.SUBCOMMANDS[command](place)
     except Trouble as trouble:
-        print(trouble, file=sys.stderr)  # noqa: T201 - a terminal is what this is for
+        tell(trouble)
         return 1
+    except NobodyReads:
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("Interrupted: nothing was left running.", file=sys.stderr)  # noqa: T201
+        tell(f"Interrupted{environment.what_is_left(place)}")
         return 130
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    if (
+        number == signal.SIGHUP
+    ):  # the terminal is gone, and tells it more than once; what is given back now takes its time
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

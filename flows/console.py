@@ -27,15 +27,16 @@ from flows import overview, results
 from flows.connect import connect, provider_named
 from flows.deploy import deploy, has_online_worker, provision_deployment
 from flows.environment import POOL, PROJECT, Place
-from flows.follow import Display, first_line, follow
+from flows.follow import Display, NotStarted, first_line, follow
 from flows.plan import plan
 from flows.reap import reap
 from flows.record import Record
 from flows.refresh_catalog import refresh_catalog
-from flows.terminal import Trouble, waiting
+from flows.terminal import NobodyReads, Trouble, waiting
 from providers import DEFAULT_ACCOUNT, ProviderName
 
 SMALL_JOB: Final = 'python3 -c "print(6*7)"'
+CANCEL_S: Final = 5.0  # so long a server may be away when a run is to be cancelled
 GIVE_BACK_S: Final = 90.0  # so long a cancelled run may take to end its job and give its machine back
 
 
@@ -86,13 +87,19 @@ def run(place: Place) -> int:
             if not has_online_worker(client):
                 place.start_worker()
         flow_run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+        place.run_id = str(flow_run.id)
         every_s = 0.1 if place.is_own else 1.0
         try:
             final = follow(client, flow_run.id, display, every_s=every_s, check=place.must_run)
-        except (KeyboardInterrupt, BrokenPipeError):
-            final = _cancelled(client, flow_run.id, display, place)
+        except BaseException as why:  # noqa: BLE001 - whatever it is, the run does not outlive its worker
+            final = _ended_early(client, flow_run, display, place, why)
+        is_over = final.state is not None and final.state.is_final()
+        if is_over:
+            place.run_id = None
         record = Record.read(flow_run.id)
         display.closing(final, record)
+    if not is_over:
+        raise Trouble(f"The run {flow_run.name} was cancelled and does not end: `make reap` gives back what it leaves.")
     if final.state is not None and final.state.is_cancelled():
         return 130
     if final.state is None or not final.state.is_completed():
@@ -101,12 +108,58 @@ def run(place: Place) -> int:
     return 0
 
 
-def _cancelled(client: SyncPrefectClient, run_id: UUID, display: Display, place: Place) -> FlowRun:
-    """Ctrl-C: the run is cancelled, and followed until its machine is given back."""
-    display.line()
-    display.line("Cancelling: the job is ended and its machine given back ...")
-    client.set_flow_run_state(run_id, Cancelling(message="Ctrl-C at the terminal"))
-    return follow(client, run_id, display, every_s=0.2, check=place.must_run, within_s=GIVE_BACK_S)
+def _ended_early(
+    client: SyncPrefectClient, run: FlowRun, display: Display, place: Place, why: BaseException
+) -> FlowRun:
+    """What becomes of the run when `make run` has to leave it: cancelled, unless another's worker is at work on it.
+
+    After Ctrl-C and where nobody reads any more it is followed until its machine is given back; anything else is raised, with
+    what became of the run.
+    """
+    display.must_be_read = False  # from here on the machine matters, not who reads
+    is_left = isinstance(why, KeyboardInterrupt | NobodyReads)
+    said = str(why) if isinstance(why, Trouble) else ""
+    if isinstance(why, httpx.TransportError):
+        said = f"The Prefect server at {place.api_url} stopped answering ({type(why).__name__})."
+    if not is_left and not place.started and not isinstance(why, NotStarted):
+        place.run_id = None
+        if not said:
+            raise why
+        raise Trouble(f"{said} The run goes on: {_address(place, run)}") from why
+    failure = _cancel(client, run.id)  # before a word is said: saying it may fail
+    if is_left and failure is None:
+        display.line()
+        display.line("Cancelling: the job is ended and its machine given back ...")
+        return follow(client, run.id, display, every_s=0.2, check=place.must_run, within_s=GIVE_BACK_S)
+    if not is_left and not said:
+        raise why
+    said = said or "Interrupted."
+    if failure is None:
+        if isinstance(why, NotStarted) and not place.started:
+            place.run_id = None
+        raise Trouble(f"{said} The run was cancelled.") from why
+    where = "in the Prefect UI, which `make up` starts" if place.is_own else f"at {_address(place, run)}"
+    raise Trouble(f"{said} The run {run.name} could not be cancelled ({failure}): cancel it {where}.") from why
+
+
+def _cancel(client: SyncPrefectClient, run_id: UUID) -> str | None:
+    """Cancel the run; why that was not possible, or None."""
+    deadline = time.monotonic() + CANCEL_S
+    while True:
+        try:
+            client.set_flow_run_state(run_id, Cancelling(message="by `make run`, which was ended"))
+        except ObjectNotFound:
+            return None  # it was deleted, and its process gives back what it has
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if time.monotonic() > deadline:
+                return type(error).__name__
+        else:
+            return None
+        time.sleep(0.5)
+
+
+def _address(place: Place, run: FlowRun) -> str:
+    return f"{place.ui_url}/runs/flow-run/{run.id}"
 
 
 def job_parameters(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -163,7 +216,7 @@ def _say_next(display: Display, place: Place, final: FlowRun) -> None:
     if place.is_own and place.server is not None:
         lines.insert(0, ("make up", "keep server and worker: this run and the next in the Prefect UI"))
     else:
-        lines.insert(0, (f"{place.ui_url}/runs/flow-run/{final.id}", "this run in the Prefect UI"))
+        lines.insert(0, (_address(place, final), "this run in the Prefect UI"))
     for number, (what, why) in enumerate(lines):
         display.line(f"{'Next:' if number == 0 else '':<6}{what:<36}  {why}")
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -121,6 +122,8 @@ class Place:
     kept: bool = False  # what is started stays: `make up`
     started: list[Daemon] = field(default_factory=list[Daemon])
     server: subprocess.Popen[bytes] | None = None  # if it was started here
+    worker_since: datetime | None = None  # when a worker was started here
+    run_id: str | None = None  # the run that was made here, until it is known to be over
 
     @property
     def ui_url(self) -> str:
@@ -157,6 +160,7 @@ class Place:
         environment.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1" if self.is_own else "5")
         arguments = ["-m", "flows.worker", worker_name(self.home, self.kept, self.is_own)]
         daemon.record.parent.mkdir(exist_ok=True)
+        self.worker_since = datetime.now(UTC)
         self.started.append(daemon)
         daemon.start(arguments, environment, kept=self.kept, url=self.api_url)
 
@@ -167,11 +171,29 @@ class Place:
                 raise Trouble(f"The {daemon.name} ended: {daemon.last_words()} (all of it: {daemon.log})")
 
     def stop(self) -> None:
-        """What was started here, the worker before its server."""
-        with waiting("server and worker end"):
-            while self.started:
-                self.started[-1].stop()
-                self.started.pop()
+        """What was started here, the worker before its server; not before the jobs of this worker gave their machines back."""
+        try:
+            self._end_jobs()
+        finally:
+            with waiting("server and worker end"):
+                while self.started:
+                    self.started[-1].stop()
+                    self.started.pop()
+
+    def _end_jobs(self) -> None:
+        if self.worker_since is None:
+            return  # whatever is at work is another worker's
+        # A server of our own may remember runs of a make that was killed: nobody would hear that they are cancelled.
+        since = self.worker_since if self.is_own else None
+        worker = None if self.is_own else worker_name(self.home, self.kept, is_own=False)
+        with waiting("the jobs end and their machines are given back"):
+            try:
+                left = at_work.end(self.api_url, worker=worker, since=since, run_id=self.run_id, within_s=GIVE_BACK_S)
+            except Trouble:
+                return  # its server is gone: nobody can be told
+        if left:
+            raise Trouble(_left_behind(left))
+        self.run_id = None
 
 
 @contextlib.contextmanager
@@ -290,6 +312,18 @@ def write_whole(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.write_text(text)
     new.replace(path)
+
+
+def what_is_left(place: Place | None) -> str:
+    """The end of the sentence `Interrupted`: as much as is known."""
+    if place is None:
+        return "."
+    if place.run_id is not None:
+        return f" before the run {place.run_id} was seen to end: `make reap` gives back what it leaves."
+    if place.started:
+        names = " and ".join(daemon.name for daemon in place.started)
+        return f" while {names} were ended: the next make ends what is left of them."
+    return ": nothing was left running."
 
 
 def worker_name(home: Path, kept: bool, is_own: bool) -> str:

@@ -104,7 +104,7 @@ def show(rows: list[Row], display: Display) -> None:
         credentials = "none needed" if row.provider == ProviderName.LOCAL else row.account or "none"
         answered = f"{row.answered_in_s:.1f} s" if row.answered_in_s is not None else "did not" if row.trouble else ""
         table.add_row(row.provider, credentials, answered, *(row.cheapest.get(gpu) or "-" for gpu in GPUS))
-    display.console.print(table)
+    display.print(table)
     for row in rows:
         if row.trouble:
             display.line(f"{row.provider} ({row.account}): {row.trouble}", "yellow")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,18 +18,19 @@ import pytest
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun, Log
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Completed, Failed, Running, Scheduled
+from prefect.states import Cancelled, Completed, Failed, Pending, Running, Scheduled
 from pydantic import BaseModel, Field, SecretStr
 from rich.console import Console
 
 from flows import connect as connecting
 from flows import console, overview
+from flows import follow as following
 from flows.console import job_parameters
-from flows.environment import Place
-from flows.follow import PAGE, Display, Records, follow
+from flows.environment import Place, what_is_left
+from flows.follow import PAGE, Display, NotStarted, Records, Terminal, follow
 from flows.overview import Row
 from flows.record import Attempt, Record
-from flows.terminal import Trouble
+from flows.terminal import NobodyReads, Trouble
 from providers.core.errors import AuthFailed
 
 RUN = uuid4()
@@ -93,6 +97,22 @@ def test_a_run_is_shown_to_its_end() -> None:
 def test_a_run_that_nobody_picks_up_is_told() -> None:
     with pytest.raises(Trouble, match="No worker picked the run up"):
         follow(Api([Scheduled()], []), RUN, display()[0], every_s=0, pick_up_s=0.1)
+
+
+def test_a_process_that_starts_slowly_was_picked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "QUIET_S", 0.02)
+    began = time.monotonic()
+    api = Api([Pending()], [])
+
+    def slow() -> None:
+        if time.monotonic() - began > 0.15:
+            api.states = [Completed()]
+
+    assert follow(api, RUN, display()[0], every_s=0, pick_up_s=0.05, check=slow).state.is_completed()
+    with pytest.raises(
+        NotStarted, match=r"^A worker took the run, and started no process for it in 0 s: see its log\.$"
+    ):
+        follow(Api([Pending()], []), RUN, display()[0], every_s=0, start_s=0.05)
 
 
 def test_a_worker_that_ended_is_noticed_while_following() -> None:
@@ -162,6 +182,148 @@ def test_what_went_wrong_stands_above_the_closing_line() -> None:
     assert text.splitlines()[1] == "No H100:8 under $20/h. Cheapest $23.12 lambdalabs."
     assert text.splitlines()[2].startswith("Failed  2.9 s")
     assert "Traceback" not in text
+
+
+class Unread(io.StringIO):
+    """What a closed pipe or a closed terminal is to who writes; counts how often it was tried."""
+
+    def __init__(self, trouble: OSError) -> None:
+        super().__init__()
+        self.trouble, self.tries = trouble, 0
+
+    def write(self, _: str) -> int:
+        self.tries += 1
+        raise self.trouble
+
+
+GONE = [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.EIO, "Input/output error")]
+
+
+@pytest.mark.parametrize("trouble", GONE, ids=["pipe", "terminal"])
+@pytest.mark.parametrize("name", ["prefect.flow_runs.steps", "job@3"])
+def test_that_nobody_reads_is_told_once_and_then_nothing_is_written(trouble: OSError, name: str) -> None:
+    out = Unread(trouble)
+    shown = Display(Terminal(file=out))
+    with pytest.raises(NobodyReads):
+        shown.record(log("42", name))
+    tries = out.tries
+    shown.record(log("42", name))
+    shown.line("more")
+    assert out.tries == tries
+
+
+# --- make run: the run does not outlive it ------------------------------------------------------------------------------
+
+
+class Server(Api):
+    """The same with what `make run` does to the run."""
+
+    def __init__(self, states: list[Any], logs: list[Log]) -> None:
+        super().__init__(states, logs)
+        self.cancelled = 0
+        self.read_trouble: list[BaseException] = []
+
+    def create_flow_run_from_deployment(self, *_: Any, **__: Any) -> FlowRun:
+        return FlowRun(id=RUN, name="brave-otter", flow_id=uuid4())
+
+    def read_flow_run(self, run_id: UUID) -> FlowRun:
+        if self.read_trouble and len(self.states) == 1:
+            raise self.read_trouble.pop()
+        return super().read_flow_run(run_id)
+
+    def set_flow_run_state(self, _: UUID, state: Any) -> None:
+        assert state.is_cancelling()
+        self.cancelled += 1
+        self.states = [Cancelled()]
+
+
+MakeRun = Callable[..., int]
+
+
+@pytest.fixture
+def place() -> Place:
+    """A configured server."""
+    return Place("http://127.0.0.1:1/api", Path(), is_own=False)
+
+
+@pytest.fixture
+def make_run(monkeypatch: pytest.MonkeyPatch, place: Place) -> MakeRun:
+    """`make run` at a server, on this terminal, with a worker that was started here or somebody else's."""
+
+    def run(server: Server, shown: Display, *, works_here: bool = False) -> int:
+        def soon(*what: Any, **how: Any) -> FlowRun:
+            return follow(*what, **{**how, "every_s": 0, "pick_up_s": 0.05})
+
+        place.started = [SimpleNamespace(find=lambda: True)] if works_here else []  # type: ignore[list-item]
+        monkeypatch.setattr(console, "client_of", lambda _: nullcontext(server))
+        monkeypatch.setattr(console, "provision_deployment", lambda _: uuid4())
+        monkeypatch.setattr(console, "has_online_worker", lambda _: True)
+        monkeypatch.setattr(console, "Display", lambda: shown)
+        monkeypatch.setattr(console, "follow", soon)
+        monkeypatch.setattr(following, "QUIET_S", 0.02)
+        monkeypatch.setattr(Record, "read", lambda _: Record(RUN))
+        return console.run(place)
+
+    return run
+
+
+@pytest.mark.parametrize("trouble", GONE, ids=["pipe", "terminal"])
+def test_make_run_whose_output_nobody_reads_any_more_cancels_and_sees_the_end(
+    make_run: MakeRun, place: Place, trouble: OSError
+) -> None:
+    server = Server([Running()], [log("1 offers")])
+    code = make_run(server, Display(Terminal(file=Unread(trouble))))
+    assert (code, server.cancelled, place.run_id) == (130, 1, None)
+
+
+def test_ctrl_c_cancels_also_where_it_ended_who_reads(make_run: MakeRun, place: Place) -> None:  # make run | tee log
+    server = Server([Running(), Running()], [])
+    server.read_trouble = [KeyboardInterrupt()]
+    code = make_run(server, Display(Terminal(file=Unread(GONE[0]))))
+    assert (code, server.cancelled, place.run_id) == (130, 1, None)
+
+
+def test_a_second_ctrl_c_leaves_a_run_that_is_not_known_to_be_over(make_run: MakeRun, place: Place) -> None:
+    server = Server([Running(), Running()], [])
+    server.read_trouble = [KeyboardInterrupt(), KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        make_run(server, display()[0])
+    assert server.cancelled == 1
+    assert what_is_left(place) == f" before the run {RUN} was seen to end: `make reap` gives back what it leaves."
+
+
+def test_a_run_that_nobody_picks_up_does_not_buy_later(make_run: MakeRun, place: Place) -> None:
+    server = Server([Scheduled()], [])
+    with pytest.raises(Trouble, match=r"^No worker picked the run up in 0 s: .*\? The run was cancelled\.$"):
+        make_run(server, display()[0])
+    assert (server.cancelled, place.run_id) == (1, None)
+
+
+def test_a_connection_lost_before_the_run_runs_cancels_it(make_run: MakeRun) -> None:
+    server = Server([Scheduled()], [])
+    server.read_trouble = [httpx.ConnectError("refused")]
+    with pytest.raises(
+        Trouble, match=r"^The Prefect server stopped answering \(ConnectError\)\. The run was cancelled\.$"
+    ):
+        make_run(server, display()[0])
+    assert server.cancelled == 1
+
+
+def test_a_connection_lost_later_leaves_the_run_to_another_machines_worker(make_run: MakeRun) -> None:
+    server = Server([Running(), Running()], [])
+    server.read_trouble = [httpx.ConnectError("refused")]
+    with pytest.raises(Trouble, match=rf"stopped answering \(ConnectError\)\. The run goes on: http.*/flow-run/{RUN}$"):
+        make_run(server, display()[0])
+    assert server.cancelled == 0
+
+
+@pytest.mark.parametrize("trouble", [httpx.ConnectError("refused"), RuntimeError("a bug")])
+def test_no_run_outlives_a_worker_that_make_run_started(make_run: MakeRun, trouble: Exception) -> None:
+    server = Server([Running(), Running()], [])
+    server.read_trouble = [trouble]
+    with pytest.raises((Trouble, RuntimeError), match=r"The run was cancelled\.$|^a bug$"):
+        make_run(server, display()[0], works_here=True)
+    assert server.cancelled == 1
 
 
 # --- what was written after make ---------------------------------------------------------------------------------------

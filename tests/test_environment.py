@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,12 +15,15 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+import flows
+from flows import __main__ as subcommands
 from flows import at_work, environment
-from flows.environment import Background, Daemon
+from flows.environment import Background, Daemon, Place
 from flows.terminal import Trouble
 
 ROOT = Path(__file__).parents[1]
@@ -377,6 +381,79 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(api: str, monkeypatch
     monkeypatch.setattr(at_work.time, "sleep", free_after_a_nap)
     assert [run["id"] for run in at_work.runs(api)] == ["1"]
     assert len(naps) == 1
+
+
+@pytest.fixture
+def at_end(clean: Path, sleeping_workers: None, api: str) -> Iterator[Place]:
+    """A place with a server of our own and a worker, both started here, as `make run` has them."""
+    clean.mkdir()
+    place = Place(api, clean, is_own=True)
+    place.start_worker()
+    yield place
+    place.worker.stop()
+
+
+def test_no_worker_and_no_server_is_stopped_under_a_job(at_end: Place) -> None:
+    before = run_at_work("1", age_s=60)  # of a make that was killed: nobody would hear of it, and it is not waited for
+    Api.running = [before, run_at_work("2", age_s=-1), run_at_work("3", age_s=-1, state="CANCELLING")]
+    alive_at_cancel: list[bool] = []
+    Api.at_cancel = staticmethod(lambda: alive_at_cancel.append(at_end.worker.find() is not None))
+    at_end.stop()
+    assert Api.running == [before]
+    assert alive_at_cancel == [True, True]
+    assert at_end.worker.find() is None
+    assert environment.what_is_left(at_end) == ": nothing was left running."
+
+
+def test_a_run_that_was_not_picked_up_yet_is_cancelled_before_the_worker_is_stopped(at_end: Place) -> None:
+    Api.running = [run_at_work("7", state="SCHEDULED"), run_at_work("8", state="SCHEDULED")]
+    at_end.run_id = "7"
+    at_end.stop()
+    assert [run["id"] for run in Api.running] == ["8"], "another's, for later"
+    assert at_end.run_id is None
+
+
+def test_a_job_that_does_not_end_is_told_and_the_worker_is_stopped_all_the_same(
+    at_end: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "GIVE_BACK_S", 0.0)
+    Api.running = [run_at_work("1", age_s=-1)]
+    at_end.run_id = "1"
+    with pytest.raises(Trouble, match=r"not seen to end within 0 s: brave-otter-1\. `make reap`"):
+        at_end.stop()
+    assert at_end.worker.find() is None
+    assert environment.what_is_left(at_end).startswith(" before the run 1 was seen to end")
+
+
+def test_a_server_that_is_gone_holds_up_no_end(clean: Path, sleeping_workers: None) -> None:
+    clean.mkdir()
+    place = Place("http://127.0.0.1:9/api", clean, is_own=True)
+    place.start_worker()
+    place.run_id = "1"
+    place.stop()
+    assert place.worker.find() is None
+    assert place.run_id == "1", "what became of it is not known"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "says"),
+    [(None, "Interrupted: nothing was left running."), ("1", "Interrupted before the run 1 was seen")],
+)
+def test_interrupted_says_that_nothing_is_left_only_where_that_is_known(
+    run_id: str | None, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def reached(**_: Any) -> Iterator[Place]:
+        yield Place("http://127.0.0.1:9/api", tmp_path, is_own=True, run_id=run_id)
+
+    def interrupted(_: Place) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "reached", reached)
+    monkeypatch.setattr(flows, "console", SimpleNamespace(SUBCOMMANDS={"run": interrupted}), raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert subcommands.main("run") == 130
+    assert capsys.readouterr().err.startswith(says)
 
 
 def test_down_without_anything_up_says_so(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
