@@ -7,10 +7,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -86,7 +87,15 @@ def run(place: Place) -> int:
             deployment = provision_deployment(client) or deploy(client)["provision/default"]
             if not has_online_worker(client):
                 place.start_worker()
-        flow_run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+        make = partial(
+            client.create_flow_run_from_deployment, deployment, parameters=parameters, idempotency_key=uuid4().hex
+        )
+        try:
+            flow_run = make()
+        except (KeyboardInterrupt, httpx.TransportError):
+            with suppress(httpx.TransportError):  # the run may have been made: the same key names the same run
+                _cancel(client, make().id)
+            raise
         place.run_id = str(flow_run.id)
         every_s = 0.1 if place.is_own else 1.0
         try:

@@ -86,7 +86,6 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.must_be_read = True  # else nobody is told that nobody reads
-        self._is_gone = False
 
     def record(self, log: Log) -> None:
         """One log record: a line of the story, or the job's output as it is; anything else is Prefect's own talk."""

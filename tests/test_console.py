@@ -222,8 +222,13 @@ class Server(Api):
         super().__init__(states, logs)
         self.cancelled = 0
         self.read_trouble: list[BaseException] = []
+        self.create_trouble: list[BaseException] = []
+        self.keys: list[str] = []
 
-    def create_flow_run_from_deployment(self, *_: Any, **__: Any) -> FlowRun:
+    def create_flow_run_from_deployment(self, *_: Any, idempotency_key: str, **__: Any) -> FlowRun:
+        self.keys.append(idempotency_key)
+        if self.create_trouble:
+            raise self.create_trouble.pop()
         return FlowRun(id=RUN, name="brave-otter", flow_id=uuid4())
 
     def read_flow_run(self, run_id: UUID) -> FlowRun:
@@ -274,6 +279,17 @@ def test_make_run_whose_output_nobody_reads_any_more_cancels_and_sees_the_end(
     server = Server([Running()], [log("1 offers")])
     code = make_run(server, Display(Terminal(file=Unread(trouble))))
     assert (code, server.cancelled, place.run_id) == (130, 1, None)
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), httpx.ReadTimeout("no answer")])
+def test_a_run_whose_making_was_cut_off_does_not_buy_later(make_run: MakeRun, trouble: BaseException) -> None:
+    server = Server([Scheduled()], [])
+    server.create_trouble = [trouble]
+    with pytest.raises(type(trouble)):
+        make_run(server, display()[0])
+    assert server.cancelled == 1
+    assert len(server.keys) == 2
+    assert len(set(server.keys)) == 1
 
 
 def test_ctrl_c_cancels_also_where_it_ended_who_reads(make_run: MakeRun, place: Place) -> None:  # make run | tee log

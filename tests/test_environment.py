@@ -456,6 +456,16 @@ def test_interrupted_says_that_nothing_is_left_only_where_that_is_known(
     assert capsys.readouterr().err.startswith(says)
 
 
+def test_a_closed_terminal_interrupts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel and the shell both tell it, and the second time would cut off the giving back."""
+    ignored: list[Any] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.append((number, handler)))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        with pytest.raises(KeyboardInterrupt):
+            subcommands._interrupt(number, None)
+    assert ignored == [(signal.SIGHUP, signal.SIG_IGN)]
+
+
 def test_down_without_anything_up_says_so(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert environment.down(clean) == 0
     assert capsys.readouterr().out == "Nothing is up.\n"
