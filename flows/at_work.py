@@ -37,6 +37,14 @@ def unreachable(api_url: str, timeout_s: float = 2.0) -> str | None:
     return None
 
 
+def is_of(api_url: str, home: str) -> bool:
+    """Whether the server that answers there keeps its data in this folder, and is not another that took the port first."""
+    try:
+        return _ask(api_url, "/admin/settings", timeout_s=2.0)["home"] == home
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return False
+
+
 def runs(api_url: str, worker: str | None = None, since: datetime | None = None) -> list[dict[str, Any]]:
     """The `provision` runs that may hold a machine now: all, or those of one worker, or those whose state is not older.
 

@@ -133,13 +133,19 @@ class Place:
         """Until the server answers; a sentence if it does not."""
         deadline = time.monotonic() + (START_DEADLINE_S if self.server else 10)
         with waiting("the Prefect server starts"):
-            while (problem := at_work.unreachable(self.api_url)) is not None:
+            while (problem := self._problem()) is not None:
                 if self.server is not None and self.server.poll() is not None:
                     daemon = Daemon("server", self.home)
                     raise Trouble(f"The Prefect server did not start: {daemon.last_words()} (all of it: {daemon.log})")
                 if time.monotonic() > deadline or (self.server is None and "answers" in problem):
                     raise Trouble(f"The Prefect server at {self.api_url} {problem}. Is PREFECT_API_URL right?")
                 time.sleep(0.05)
+
+    def _problem(self) -> str | None:
+        problem = at_work.unreachable(self.api_url)
+        if problem is None and self.server is not None and not at_work.is_of(self.api_url, os.environ["PREFECT_HOME"]):
+            return "is another project's"  # two took the same free port: ours ends when it finds it taken
+        return problem
 
     @property
     def worker(self) -> Daemon:

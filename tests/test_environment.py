@@ -252,6 +252,9 @@ class Api(BaseHTTPRequestHandler):
         if self.path.endswith("/health"):
             self._answer({})
             return
+        if self.path.endswith("/admin/settings"):
+            self._answer({"home": "/another/project/.prefect-gpu"})
+            return
         named = [run for run in Api.running if self.path.endswith(f"/flow_runs/{run['id']}")]
         self._answer(named[0] if named else {"id": "?", "state_type": "CANCELLED"})
 
@@ -294,6 +297,15 @@ def api() -> Iterator[str]:
         http.shutdown()
     Api.running, Api.status, Api.password = [], 200, ""
     Api.at_cancel = staticmethod(lambda: None)
+
+
+def test_another_projects_server_that_took_the_port_first_is_not_taken_for_ours(clean: Path, api: str) -> None:
+    clean.mkdir()
+    place = environment.Place(api, clean, is_own=True)
+    ends = "import time; time.sleep(0.5); raise SystemExit('address already in use')"
+    place.server = start(Daemon("server", clean), ["-c", ends])
+    with pytest.raises(Trouble, match="did not start: address already in use"):
+        place.wait_for_server()
 
 
 def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
