@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from providers.core import jobs
 from providers.core.aside import Stopped
-from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
+from providers.core.contract import Connection
+from providers.core.errors import AuthFailed, InstanceFailed, InvalidRequest, LinkLost, NotFound, ProviderError
 from providers.core.jobs import Machine, Wrap
 from providers.core.models import JobResult, JobSpec, utc_now
 from tests.fakes.sshd import Server, asyncssh_server, has_openssh, openssh_server
@@ -397,6 +398,136 @@ def test_a_machine_out_of_reach_is_said(server: Server, tmp_path: Path) -> None:
         machine.follow("job-1", lambda at, data: None, lost_after_s=0.3)
     with pytest.raises(Stopped):
         machine.follow("job-1", lambda at, data: None, should_stop=lambda: "cancelled")
+
+
+class Falling:
+    """A way to a machine that breaks when it is told to, and then says what its provider says, each once."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._links: list[Connection] = []
+        self.says: list[ProviderError] = []
+
+    def connect(self) -> Connection:
+        if self.says:
+            raise self.says.pop(0)
+        self._links.append(self._server.connect())
+        return self._links[-1]
+
+    def fall(self, *says: ProviderError) -> None:
+        self.says += says
+        self._links[-1].close()
+
+
+@pytest.mark.parametrize("error", [NotFound, InstanceFailed, InvalidRequest])
+def test_a_job_whose_machine_goes_while_it_runs_is_lost_and_no_error(
+    server: Server, machine: Machine, log: Path, error: type[ProviderError]
+) -> None:
+    """As an error it would be run a second time, on the next offer."""
+    way = Falling(server)
+    dying = Machine(way.connect, root=machine.root)
+    spec = job("echo up; sleep 600")
+    result = run(dying, spec, log, on_output=lambda at, data: way.fall(error("evicted"), error("evicted")))
+    machine.cancel(spec)
+    assert (result.outcome, result.exit_code, result.trouble) == ("lost", None, "evicted")
+    assert log.read_bytes() == b"up\n"
+
+
+def test_credentials_refused_for_a_moment_lose_no_job(server: Server, machine: Machine, log: Path) -> None:
+    way = Falling(server)
+    said: list[str] = []
+    patient = Machine(way.connect, root=machine.root)
+    spec = job("echo up; sleep 0.3; exit 4")
+    result = run(
+        patient,
+        spec,
+        log,
+        on_output=lambda at, data: way.fall(AuthFailed("401"), AuthFailed("401")),
+        on_link=said.append,
+    )
+    patient.close()
+    assert (result.outcome, result.exit_code, result.trouble) == ("exited", 4, "")
+    assert said[-1] == "attached to the job again at byte 3"
+
+
+class Answering:
+    """A machine whose programs end with this exit code (None: the link breaks), and write nothing."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        self._exit_code = exit_code
+
+    def open(self, command: str) -> Answering:
+        return self
+
+    def sendall(self, data: bytes) -> None: ...
+
+    def shutdown_write(self) -> None: ...
+
+    def recv(self, size: int) -> bytes:
+        return b""
+
+    def exit_status(self, timeout_s: float) -> int:
+        if self._exit_code is None:
+            raise LinkLost("the link to the machine is lost")
+        return self._exit_code
+
+    def error_text(self) -> str:
+        return ""
+
+    def is_alive(self) -> bool:
+        return self._exit_code is not None
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "next_says", "is_lost"),
+    [
+        (None, NotFound("no such pod"), True),  # the first sending may have arrived
+        (None, AuthFailed("401"), True),
+        (137, NotFound("no such pod"), True),  # killed, maybe after it started the job
+        (73, NotFound("no such pod"), False),  # refused
+    ],
+)
+def test_a_start_whose_answer_was_lost_is_no_error_and_a_refused_one_is(
+    tmp_path: Path, exit_code: int | None, next_says: ProviderError, is_lost: bool
+) -> None:
+    """What is raised may be tried on another machine; a job that may run on this one may not."""
+    answers = iter([Answering(exit_code)])
+
+    def connect() -> Answering:
+        for answer in answers:
+            return answer
+        raise next_says
+
+    machine = Machine(connect, root=str(tmp_path))
+    if not is_lost:
+        with pytest.raises(InstanceFailed, match="cannot start a job: exit 73"):
+            machine.run(job("true"), tmp_path / "log")
+        return
+    result = run(machine, job("true"), tmp_path / "log")
+    assert result.outcome == "lost"
+    assert "may have been started" in result.trouble
+
+
+@pytest.mark.parametrize("error", [NotFound("no such pod"), AuthFailed("401")])
+def test_what_happens_before_the_first_start_is_raised(tmp_path: Path, error: ProviderError) -> None:
+    def refuse() -> Connection:
+        raise error
+
+    with pytest.raises(type(error)):
+        Machine(refuse, root=str(tmp_path)).run(job("true"), tmp_path / "log")
+
+
+def test_a_job_that_never_reached_its_machine_may_run_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Connection:
+        raise LinkLost("nobody there")
+
+    monkeypatch.setattr(jobs, "LOST_AFTER_S", 0.2)
+    with pytest.raises(InstanceFailed, match="was not started: the machine is out of reach: nobody there"):
+        Machine(refuse, root=str(tmp_path)).run(job("true"), tmp_path / "log")
 
 
 @pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")

@@ -21,7 +21,15 @@ from pydantic import SecretStr
 from providers.core import supervisor
 from providers.core.aside import POLL_S, Aside, Stopped, attended, never
 from providers.core.contract import Connection
-from providers.core.errors import AuthFailed, HostKeyMismatch, InstanceFailed, InvalidRequest, LinkLost, Transient
+from providers.core.errors import (
+    AuthFailed,
+    HostKeyMismatch,
+    InstanceFailed,
+    InvalidRequest,
+    LinkLost,
+    ProviderError,
+    Transient,
+)
 from providers.core.models import JobResult, JobSpec, utc_now
 from providers.core.shell import Finished, ScriptChannel, run_script, start_script
 
@@ -41,6 +49,7 @@ _LONGEST_PAUSE_S = 5.0
 _STEADY_S = 30.0  # a step that went on for so long was not lost before
 _OUTCOMES: dict[str, Outcome] = {"exited": "exited", "timed-out": "timed out", "cancelled": "cancelled", "lost": "lost"}
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
+_BY_SIGNAL = 128  # exit codes from here on: whoever was killed may have done its work before
 _VARIABLE_BYTES = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN
 
 
@@ -130,9 +139,10 @@ class Machine:
         return supervisor.locate(self.root, checked_id(job_id))
 
     def start(self, job: JobSpec, should_stop: ShouldStop = never) -> bool:
-        """Start the job, or find that it was started before: True or False. Repeated over lost links, since it starts once.
+        """Start the job, or find that somebody else started it before: True or False. Repeated over lost links, since it starts once.
 
-        Raises InstanceFailed when the machine cannot take it, or its lease is over.
+        Raises LinkLost when it may have been started and the machine is gone: it must not run a second time elsewhere. Whatever
+        else is raised, it was not started: InstanceFailed when the machine cannot take it, or its lease is over.
         """
         limit_s = job.timeout_s
         if job.deadline is not None:
@@ -152,11 +162,31 @@ class Machine:
             wrap=wrap.run if wrap else "",
             clean=wrap.clean_up if wrap else "",
         )
-        done = self.persist(lambda link: _execute(link, program, b"", 30.0, should_stop), should_stop, LOST_AFTER_S)
-        answer = done.stdout.decode(errors="replace").strip()
-        if done.exit_code != 0 or answer not in {"started", "attached"}:
+        may_run = False  # an answer was lost: what comes after it proves nothing
+
+        def send(link: Connection) -> bool:
+            nonlocal may_run
+            try:
+                done = _execute(link, program, b"", 30.0, should_stop)
+            except Transient:
+                may_run = True
+                raise
+            answer = done.stdout.decode(errors="replace").strip()
+            if done.exit_code == 0 and answer in {"started", "attached"}:
+                return answer == "started" or may_run
+            may_run = may_run or done.exit_code >= _BY_SIGNAL
             raise InstanceFailed(f"the machine cannot start a job: {done.problem}")
-        return answer == "started"
+
+        try:
+            return self.persist(send, should_stop, LOST_AFTER_S)
+        except HostKeyMismatch:
+            raise
+        except ProviderError as error:
+            if may_run:
+                raise LinkLost(f"the job may have been started, and then: {error.message}") from error
+            if isinstance(error, LinkLost):
+                raise InstanceFailed(f"the job was not started: {error.message}") from error
+            raise
 
     def follow(
         self,
@@ -172,7 +202,8 @@ class Machine:
 
         `sink` is called in another thread, in order, each byte once, whatever happens to the link; what it raises is raised here.
         Raises Stopped within about 0.1 s of a reason to stop, and then the job goes on; LinkLost when the machine was out of
-        reach for `lost_after_s`; HostKeyMismatch when another machine answers at its address.
+        reach for `lost_after_s`; HostKeyMismatch when another machine answers at its address; what its provider says when it is
+        gone (NotFound, InstanceFailed). Refused credentials may be mended: they are a machine out of reach.
         """
         follower = _Follower(sink, offset)
 
@@ -185,7 +216,7 @@ class Machine:
                 should_stop,
             )
 
-        return self.persist(attach, should_stop, lost_after_s, on_link)
+        return self.persist(attach, should_stop, lost_after_s, on_link, bears=(Transient, AuthFailed))
 
     def cancel(self, job: JobSpec, should_stop: ShouldStop = never, *, timeout_s: float = 20.0) -> Ended:
         """End the job and all that it started; one that never started will not start any more.
@@ -220,9 +251,12 @@ class Machine:
         `log_path` is continued where an earlier call left off; `on_output` gets what comes from byte `output_from` on, in another
         thread, and should not block. `should_stop` is asked ten times a second: "cancelled" ends the job; anything else leaves it
         running and returns None, and another process attaches later. A machine out of reach for `lost_after_s`, or that lost
-        the job, is the outcome "lost".
+        the job, is the outcome "lost". What is raised says that the job was not started, so it may be tried elsewhere; whatever
+        happens later is `trouble` of the result.
         """
         began = utc_now()
+        is_started = False
+        trouble = ""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             offset = log.tell()
@@ -236,6 +270,7 @@ class Machine:
 
             try:
                 self.start(job, should_stop)
+                is_started = True
                 if on_output is not None:
                     _replay(log_path, output_from, offset, on_output)
                 ended = self.follow(job.id, sink, offset, should_stop, lost_after_s=lost_after_s, on_link=on_link)
@@ -243,15 +278,13 @@ class Machine:
                 if stop.reason != "cancelled":
                     return None
                 ended = self._cancel_and_drain(job, log_path, sink, began)
-            except (
-                LinkLost,
-                HostKeyMismatch,
-            ) as gone:  # the job was or may be started: no error, or it would be run again
-                if on_link is not None:
-                    on_link(gone.message)
+            except ProviderError as gone:
+                if not is_started and not isinstance(gone, LinkLost | HostKeyMismatch):
+                    raise
+                trouble = gone.message  # the job was or may be started: as an error it would be run again
                 ended = Ended("lost", None, began, utc_now(), log.tell())
         if ended.outcome == "lost":
-            with contextlib.suppress(Transient, AuthFailed, Stopped):
+            with contextlib.suppress(ProviderError, Stopped):
                 self.cancel(job, timeout_s=1.0)  # without its supervisor a job may still have left something behind
         return JobResult(
             exit_code=ended.exit_code,
@@ -259,11 +292,12 @@ class Machine:
             started_at=ended.started_at,
             ended_at=ended.ended_at,
             log_bytes=log_path.stat().st_size,
+            trouble=trouble,
         )
 
     def _cancel_and_drain(self, job: JobSpec, log_path: Path, sink: Sink, began: datetime) -> Ended:
         ended = Ended("cancelled", None, began, utc_now(), log_path.stat().st_size)
-        with contextlib.suppress(Transient, AuthFailed):  # the instance goes anyway
+        with contextlib.suppress(ProviderError):  # the instance goes anyway
             ended = self.cancel(job)
             deadline = time.monotonic() + 10
             with contextlib.suppress(Stopped):
@@ -285,10 +319,13 @@ class Machine:
         should_stop: ShouldStop,
         lost_after_s: float,
         on_link: Callable[[str], object] | None = None,
+        *,
+        bears: tuple[type[ProviderError], ...] = (Transient,),
     ) -> T:
         """A step that may be repeated, repeated on new connections until it is through.
 
-        Raises what the step raises, but LinkLost only when the machine was out of reach for `lost_after_s`; Stopped.
+        Raises what the step raises, but LinkLost, in the place of what it `bears`, only when the
+        machine was out of reach for `lost_after_s`; Stopped.
         """
         lost_since: float | None = None
         pause = _FIRST_PAUSE_S
@@ -297,7 +334,7 @@ class Machine:
             was_known = self._is_known
             try:
                 return step(self.connection(should_stop))
-            except Transient as error:
+            except bears as error:
                 if isinstance(error, HostKeyMismatch) and was_known:
                     raise
                 problem = error.message

@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 
 from providers.core import files, git, images, joblog, machine_check
 from providers.core.aside import Stopped, never
-from providers.core.errors import HostKeyMismatch, InstanceFailed, ProviderError
+from providers.core.errors import InstanceFailed, ProviderError
 from providers.core.jobs import Machine
 from providers.core.models import Instance, Job, JobResult, JobSpec, Offer, Requirements, utc_now
 
@@ -86,8 +86,6 @@ def run_on(
     try:
         with joblog.posting(path) as log:
             result = machine.run(spec, path, log.output, watch, on_link=warn)
-    except HostKeyMismatch as alarm:
-        return _lost(began, path, alarm.message)
     except OSError as full:
         return _lost(began, path, f"the worker cannot keep the job's log in {folder}: {full.strerror}")
     if result is None:
