@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from providers.core import jobs
-from providers.core.aside import Stopped
+from providers.core.aside import Stopped, never
 from providers.core.contract import Connection
 from providers.core.errors import AuthFailed, InstanceFailed, InvalidRequest, LinkLost, NotFound, ProviderError
 from providers.core.jobs import Machine, Wrap
@@ -528,6 +528,49 @@ def test_a_job_that_never_reached_its_machine_may_run_on_another(
     monkeypatch.setattr(jobs, "LOST_AFTER_S", 0.2)
     with pytest.raises(InstanceFailed, match="was not started: the machine is out of reach: nobody there"):
         Machine(refuse, root=str(tmp_path)).run(job("true"), tmp_path / "log")
+
+
+@pytest.mark.parametrize("call", ["start", "cancel"])
+def test_a_machine_that_hangs_is_given_up_in_the_time_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It answers each connect, so an attempt takes long; that is no sign of life where the program should take a moment."""
+
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(0.15)
+        raise LinkLost("the machine did not finish within 0.15 s")
+
+    monkeypatch.setattr(jobs, "run_script", hang)
+    monkeypatch.setattr(jobs, "_STEADY_S", 0.1)
+    monkeypatch.setattr(jobs, "LOST_AFTER_S", 0.4)
+    machine = Machine(lambda: Answering(0), root=str(tmp_path))
+    late = time.monotonic() + 3
+
+    def should_stop() -> str | None:
+        return "still at it" if time.monotonic() > late else None
+
+    calls = {
+        "start": lambda: machine.start(job("true"), should_stop),
+        "cancel": lambda: machine.cancel(job("true"), should_stop, timeout_s=0.4),
+    }
+    with pytest.raises(LinkLost, match="did not finish"):
+        calls[call]()
+
+
+def test_a_link_that_breaks_after_it_held_for_long_is_a_new_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Following and transfers go on for hours; what they held counts, however often they break."""
+    held = iter([0.7, 0.7, 0.7])
+
+    def hold(connection: object) -> str:
+        for seconds in held:
+            time.sleep(seconds)
+            raise LinkLost("the link to the machine is lost")
+        return "through"
+
+    monkeypatch.setattr(jobs, "_STEADY_S", 0.3)
+    assert Machine(lambda: Answering(0), root=str(tmp_path)).persist(hold, never, 0.5) == "through"
 
 
 @pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")

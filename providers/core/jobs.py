@@ -8,6 +8,7 @@ Longer than 300 lines: starting, following, cancelling and attaching again are o
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -178,7 +179,7 @@ class Machine:
             raise InstanceFailed(f"the machine cannot start a job: {done.problem}")
 
         try:
-            return self.persist(send, should_stop, LOST_AFTER_S)
+            return self.persist(send, should_stop, LOST_AFTER_S, steady_s=math.inf)
         except HostKeyMismatch:
             raise
         except ProviderError as error:
@@ -232,6 +233,7 @@ class Machine:
             lambda link: _execute(link, program, b"", self._grace_s + 60.0, should_stop),
             should_stop,
             timeout_s,
+            steady_s=math.inf,
         )
         return _ended(done.stderr)
 
@@ -320,11 +322,13 @@ class Machine:
         lost_after_s: float,
         on_link: Callable[[str], object] | None = None,
         *,
+        steady_s: float | None = None,
         bears: tuple[type[ProviderError], ...] = (Transient,),
     ) -> T:
         """A step that may be repeated, repeated on new connections until it is through.
 
-        Raises what the step raises, but LinkLost, in the place of what it `bears`, only when the
+        A step that went on for `steady_s` (30) had reached the machine; math.inf for one that should take a moment, since a machine that
+        hangs answers every connect. Raises what the step raises, but LinkLost, in the place of what it `bears`, only when the
         machine was out of reach for `lost_after_s`; Stopped.
         """
         lost_since: float | None = None
@@ -339,8 +343,9 @@ class Machine:
                     raise
                 problem = error.message
             failed = time.monotonic()
-            if lost_since is None or failed - began > _STEADY_S:
-                lost_since, pause = failed, _FIRST_PAUSE_S
+            was_steady = failed - began > (_STEADY_S if steady_s is None else steady_s)
+            if lost_since is None or was_steady:
+                lost_since, pause = failed if was_steady else began, _FIRST_PAUSE_S
                 if on_link is not None:
                     on_link(problem)
             if failed - lost_since + pause > lost_after_s:
