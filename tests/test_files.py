@@ -10,15 +10,16 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from providers.core import listing, pack
+from providers.core import files, listing, pack
 from providers.core.aside import Stopped
-from providers.core.errors import InstanceFailed, InvalidRequest
+from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from providers.core.files import Brought, download, upload
 from providers.core.jobs import Machine
 from providers.core.listing import Entry
@@ -506,3 +507,59 @@ def test_marks_are_found_wherever_the_stream_is_cut(size: int) -> None:
     assert b"".join(told) == stream.getvalue()
     with pytest.raises(CutShort):
         list(marked.until_mark())
+
+
+class Hanging:
+    """A machine whose sshd answers and whose programs never do anything: they take `takes` bytes of their input."""
+
+    def __init__(self, takes: int) -> None:
+        self._takes = takes
+        self._is_closed = threading.Event()
+
+    def open(self, command: str) -> Hanging:
+        return self
+
+    def sendall(self, data: bytes) -> None:
+        self._takes -= len(data)
+        if self._takes < 0:
+            self._is_closed.wait()
+            raise LinkLost("the machine takes no more input")
+
+    def shutdown_write(self) -> None: ...
+
+    def recv(self, size: int) -> bytes:
+        self._is_closed.wait()
+        return b""
+
+    def exit_status(self, timeout_s: float) -> int:
+        raise LinkLost("the link to the machine is lost")
+
+    def error_text(self) -> str:
+        return ""
+
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._is_closed.set()
+
+
+@pytest.mark.parametrize("takes", [100_000, 1_000_000_000], ids=["in the middle", "after the last byte"])
+def test_an_upload_to_a_machine_that_hangs_is_given_up(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    monkeypatch.setattr(files, "_STEP_S", 0.3)
+    fill(base, {"big": b"x" * 5_000_000})
+    with pytest.raises(InstanceFailed, match="hangs: no byte of the files moved"):
+        upload(Machine(lambda: Hanging(takes), root=str(tmp_path)), JOB, ["big"], base, late(3))
+
+
+def test_a_download_from_a_machine_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_STEP_S", 0.3)
+    with pytest.raises(InstanceFailed, match="hangs: no byte of the files moved"):
+        download(Machine(lambda: Hanging(100_000), root=str(tmp_path)), JOB, ["*"], tmp_path / "back", late(3))
+
+
+def late(seconds: float) -> Callable[[], str | None]:
+    end = time.monotonic() + seconds
+    return lambda: "still at it" if time.monotonic() > end else None

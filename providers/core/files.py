@@ -21,13 +21,14 @@ import secrets
 import shlex
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from providers.core import listing
 from providers.core.aside import POLL_S, Aside, Stopped, never
-from providers.core.contract import Connection
+from providers.core.contract import Channel, Connection
 from providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from providers.core.jobs import LOST_AFTER_S, Machine, ShouldStop
 from providers.core.listing import Entry
@@ -39,7 +40,9 @@ T = TypeVar("T")
 
 _BIG_BYTES = 4 * 1024 * 1024  # from here on a file travels by itself
 _CHUNK = 128 * 1024
-_STEP_S = 900.0  # for the machine's own work after the last byte: unpacking, hashing
+_STEP_S = (
+    900.0  # so long nothing may move: the machine's own work after the last byte (unpacking, hashing) takes longest
+)
 
 _MARK = b"/proc/self/fd/3\0"  # the mark as a file that cat reads again and again
 _UNREADABLE = "may not be read by the user that we log in as"
@@ -430,14 +433,64 @@ def _make_links(into: _Destination, links: Sequence[Entry]) -> list[str]:
     return left_out
 
 
+class _Clocked:
+    """A connection, for one channel, that knows when a byte last moved over it."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self.moved_at = time.monotonic()
+
+    def open(self, command: str) -> Channel:
+        return _ClockedChannel(self._link.open(command), self)
+
+    def is_alive(self) -> bool:
+        return self._link.is_alive()
+
+    def close(self) -> None:
+        self._link.close()
+
+
+class _ClockedChannel:
+    def __init__(self, channel: Channel, clock: _Clocked) -> None:
+        self._channel = channel
+        self._clock = clock
+
+    def sendall(self, data: bytes) -> None:
+        self._channel.sendall(data)
+        self._clock.moved_at = time.monotonic()
+
+    def shutdown_write(self) -> None:
+        self._channel.shutdown_write()
+
+    def recv(self, size: int) -> bytes:
+        data = self._channel.recv(size)
+        self._clock.moved_at = time.monotonic()
+        return data
+
+    def exit_status(self, timeout_s: float) -> int:
+        return self._channel.exit_status(timeout_s)
+
+    def error_text(self) -> str:
+        return self._channel.error_text()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
 def _attended(link: Connection, script: str, work: Callable[[ScriptChannel], T], should_stop: ShouldStop) -> T:
-    """Work with a script's channel in a thread; closed when somebody wants to stop."""
-    channel = start_script(link, script)
+    """Work with a script's channel in a thread; closed when somebody wants to stop, or the machine hangs.
+
+    Hanging is no lost link (its sshd answers), and another connection would hang as long: InstanceFailed.
+    """
+    clocked = _Clocked(link)
+    channel = start_script(clocked, script)
     working = Aside(lambda: work(channel))
     try:
         while not working.wait(POLL_S):
             if (reason := should_stop()) is not None:
                 raise Stopped(reason)
+            if time.monotonic() - clocked.moved_at > _STEP_S:
+                raise InstanceFailed(f"the machine hangs: no byte of the files moved for {_STEP_S / 60:.0f} min")
         return working.result()
     finally:
         channel.close()
