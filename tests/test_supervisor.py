@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import uuid
 from pathlib import Path
 
+import pytest
+
 from providers.core import supervisor
 from tests.stack import wait_until
 
 
-def run(script: str) -> str:
-    return subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+@pytest.fixture(params=["dash", "bash", "busybox"])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A PATH whose `sh` is this one; with busybox there is nothing else."""
+    program = shutil.which(request.param)
+    if program is None:
+        pytest.skip(f"{request.param} is not installed")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    if request.param == "busybox":
+        subprocess.run([program, "--install", "-s", str(tools)], check=True)
+        return str(tools)
+    (tools / "sh").symlink_to(program)
+    return f"{tools}:/usr/bin:/bin"
+
+
+def run(script: str, path: str | None = None, **variables: str) -> str:
+    env = {**os.environ, "PATH": path or os.environ["PATH"], **variables}
+    done = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, timeout=60, env=env)
+    return done.stdout + done.stderr
+
+
+def program(root: Path, name: str, command: str, *, exports: dict[str, str] | None = None, clean: str = "") -> str:
+    return supervisor.start_program(
+        str(root), name, command, exports=exports or {}, limit_s=7200, grace_s=2, clock=0.0, working_directory="",
+        wrap="", clean=clean,
+    )  # fmt: skip
+
+
+def ended(root: Path, name: str) -> list[str]:
+    """Exit code and outcome, waited for."""
+    wait_until(lambda: (root / name / "exit").exists(), 15, f"the end of {name}")
+    return (root / name / "exit").read_text().split()[:-1]
 
 
 def living(mark: str, within: str) -> list[int]:
@@ -32,15 +65,18 @@ def test_a_timer_that_lost_its_supervisor_is_ended_with_the_jobs_of_its_name(tmp
     job of a few milliseconds.
     """
     name = f"pg-{uuid.uuid4().hex}"
-    started = run(
-        supervisor.start_program(
-            str(tmp_path), f"{name}.1", "sleep 300", exports={}, limit_s=7200, grace_s=2, clock=0.0,
-            working_directory="", wrap="", clean="",
-        )
-    )  # fmt: skip
+    started = run(program(tmp_path, f"{name}.1", "sleep 300"))
     assert started == "started\n"
     timer = f"PREFECT_GPU_TIMER={name}.1:"
     wait_until(lambda: len(living(timer, "environ")) == 1, 10, "the timer")
     os.kill(int((tmp_path / f"{name}.1" / "state").read_text().split()[0]), signal.SIGKILL)
     run(supervisor.end_all_function(str(tmp_path), grace_s=2) + f"end_all {name}.")
     assert living(timer, "environ") == living(name, "cmdline") == []
+
+
+def test_a_job_that_is_cancelled_at_its_first_instruction_has_a_whole_exit_file(shell: str, tmp_path: Path) -> None:
+    """Its supervisor waits for no child then, so there is no exit code."""
+    script = program(tmp_path, "job-1", "sleep 300")
+    assert script.count("\nchild=$!\n") == 1
+    run(script.replace("\nchild=$!\n", "\nchild=$!\nkill -s TERM $$\n"), shell)
+    assert ended(tmp_path, "job-1") == ["-", "cancelled"]

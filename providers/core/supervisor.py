@@ -159,7 +159,7 @@ child=$!
     while is_needed && kill -s ALRM $$; do sleep 1; done
 ) 9>&- &
 timer=$!
-code=
+code=-
 while [ "$reason" = exited ]; do
     wait $child
     code=$?
