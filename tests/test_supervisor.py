@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def program(root: Path, name: str, command: str, *, exports: dict[str, str] | No
 
 def ended(root: Path, name: str) -> list[str]:
     """Exit code and outcome, waited for."""
-    wait_until(lambda: (root / name / "exit").exists(), 15, f"the end of {name}")
+    wait_until((root / name / "exit").exists, 15, f"the end of {name}")
     return (root / name / "exit").read_text().split()[:-1]
 
 
@@ -80,3 +81,15 @@ def test_a_job_that_is_cancelled_at_its_first_instruction_has_a_whole_exit_file(
     assert script.count("\nchild=$!\n") == 1
     run(script.replace("\nchild=$!\n", "\nchild=$!\nkill -s TERM $$\n"), shell)
     assert ended(tmp_path, "job-1") == ["-", "cancelled"]
+
+
+def test_a_job_s_variables_may_have_any_name(shell: str, tmp_path: Path) -> None:
+    """Those of its supervisor too: the job runs, with their values and its mark."""
+    names = sorted(set(re.findall(r"(?<![$\w-])[a-z_]+(?==)", supervisor._SUPERVISOR)) | {"IFS", "PREFECT_GPU_JOB"})
+    assert {"id", "dir", "setsid", "wd", "wrap", "shell", "variables"} <= set(names)
+    run(program(tmp_path, "job-1", "env; exit 3", exports={name: f"/my {name}" for name in names}), shell)
+    assert ended(tmp_path, "job-1") == ["3", "exited"]
+    seen = set((tmp_path / "job-1/log").read_text().splitlines())
+    wanted = {f"{name}=/my {name}" for name in names} - {"PREFECT_GPU_JOB=/my PREFECT_GPU_JOB", "IFS=/my IFS"}
+    assert wanted <= seen
+    assert "PREFECT_GPU_JOB=job-1:" in seen

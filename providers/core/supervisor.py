@@ -136,11 +136,14 @@ trap : HUP INT
     # With SSH_CLIENT in its environment bash reads ~/.bashrc, which the login shell has done already.
     unset PREFECT_GPU_SUBREAPER SSH_CLIENT SSH2_CLIENT SSH_CONNECTION SSH_TTY
     cd "work/$wd" || { echo "prefect-gpu: the job's directory has no $wd to work in"; exit 127; }
+    # The job's variables may have any name: from the eval on this program has none of its own.
+    set -- "$dir/home" "$id:" $setsid "$@"
     eval "$variables"
-    [ -n "${HOME-}" ] && [ -d "$HOME" ] && [ -w "$HOME" ] || { mkdir -p "$dir/home"; export HOME="$dir/home"; }
+    [ -n "${HOME-}" ] && [ -d "$HOME" ] && [ -w "$HOME" ] || { mkdir -p "$1"; export HOME="$1"; }
     # Python keeps 8 KB back when it writes to a file; a log should be read while it is written.
-    export PREFECT_GPU_JOB="$id:" PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
-    exec $setsid "$@"
+    export PREFECT_GPU_JOB="$2" PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+    shift 2
+    exec "$@"
 ) </dev/null >>log 2>&1 9>&- &
 child=$!
 (
