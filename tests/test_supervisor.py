@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -93,3 +94,19 @@ def test_a_job_s_variables_may_have_any_name(shell: str, tmp_path: Path) -> None
     wanted = {f"{name}=/my {name}" for name in names} - {"PREFECT_GPU_JOB=/my PREFECT_GPU_JOB", "IFS=/my IFS"}
     assert wanted <= seen
     assert "PREFECT_GPU_JOB=job-1:" in seen
+
+
+@pytest.mark.parametrize("broken", ["perl", "perl and python"])
+def test_a_broken_perl_or_python_ends_no_job(tmp_path: Path, broken: str) -> None:
+    """With the other of them it still finds what cleared its environment, left its session and lost its parent."""
+    modules, tools = tmp_path / "modules", tmp_path / "bin"
+    for folder in modules, tools:
+        folder.mkdir()
+    (modules / "Config.pm").write_text("die 'Perl lib version (5.30.0) does not match executable';")
+    # Not a version manager's stand-in for it, which is slow.
+    (tools / "python3").symlink_to(sys.executable if broken == "perl" else "/bin/false")
+    stray = f"sleep 7{10000 + uuid.uuid4().int % 80000}"
+    command = f"(env -i setsid sh -c '{stray} & sleep 0.01' &); sleep 0.2; exit 3" if broken == "perl" else "exit 3"
+    run(program(tmp_path, "job-1", command), f"{tools}:/usr/bin:/bin", PERL5LIB=str(modules))
+    assert ended(tmp_path, "job-1") == ["3", "exited"]
+    assert living(stray.replace(" ", "\0"), "cmdline") == []

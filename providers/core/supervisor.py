@@ -185,6 +185,7 @@ read -r up rest </proc/uptime
 printf '%-120s\n' "$code $reason $up" 1<>exit.new
 mv exit.new exit
 kill $timer
+exit 0
 }
 main "$@"
 """
@@ -266,11 +267,17 @@ printf %s {shlex.quote(_SUPERVISOR)} >"$dir/supervisor" && : >>"$dir/log" || {{ 
 export PREFECT_GPU_SUBREAPER=
 # Through a pipe: secrets stand in no file and no list of processes, and the job's PATH is not the supervisor's.
 printf %s {shlex.quote(variables)} | (
+    # Whether that was the supervisor: it ends with 0 or by a signal, and what could not become one with another code and no state.
+    run() {{
+        if command -v setsid >/dev/null; then setsid "$@"; else "$@"; fi
+        code=$?
+        [ $code = 0 ] || {{ [ $code -ge 128 ] && [ $code -lt 255 ]; }} || [ -e "$dir/state" ]
+    }}
     set -- sh "$dir/supervisor" "$dir" "$id" {shlex.join(arguments)}
-    if command -v perl >/dev/null; then set -- perl -e {shlex.quote(_SUBREAPER_PERL)} "$@"
-    elif command -v python3 >/dev/null; then set -- python3 -c {shlex.quote(_SUBREAPER_PYTHON)} "$@"; fi
-    command -v setsid >/dev/null && exec setsid "$@"
-    exec "$@"
+    # One that is broken (PERL5LIB of another perl, a library that is missing) says nothing; to try it first would cost 15 ms.
+    command -v perl >/dev/null && run perl -e {shlex.quote(_SUBREAPER_PERL)} "$@" && exit
+    command -v python3 >/dev/null && run python3 -ISc {shlex.quote(_SUBREAPER_PYTHON)} "$@" && exit
+    run "$@"
 ) >/dev/null 2>&1 &
 echo started"""
 
