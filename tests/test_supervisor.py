@@ -17,6 +17,11 @@ import pytest
 from providers.core import supervisor
 from tests.stack import wait_until
 
+# What the programs use, without what makes a child subreaper.
+TOOLS = frozenset(
+    "sh bash sleep grep mv cat head tail mkdir chmod id stat setsid env flock wc date touch rm timeout".split()  # noqa: SIM905 - readable
+)
+
 
 @pytest.fixture(params=["dash", "bash", "busybox"])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -110,3 +115,47 @@ def test_a_broken_perl_or_python_ends_no_job(tmp_path: Path, broken: str) -> Non
     run(program(tmp_path, "job-1", command), f"{tools}:/usr/bin:/bin", PERL5LIB=str(modules))
     assert ended(tmp_path, "job-1") == ["3", "exited"]
     assert living(stray.replace(" ", "\0"), "cmdline") == []
+
+
+@pytest.mark.parametrize("refusal", ["no locks here", "no flock at all"])
+def test_where_files_cannot_be_locked_a_job_is_followed_to_its_end(shell: str, tmp_path: Path, refusal: str) -> None:
+    """Lustre without `-o flock`, some FUSE and NFS: the program is there and fails at once."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    if refusal == "no locks here":
+        (bare / "flock").write_text("#!/bin/sh\necho 'flock: Function not implemented' >&2\nexit 71\n")
+        (bare / "flock").chmod(0o755)
+        path = f"{bare}:{shell}"
+    else:
+        for tool in TOOLS - {"flock"}:
+            if (found := shutil.which(tool, path=shell)) is not None:
+                (bare / tool).symlink_to(found)
+        path = str(bare)
+    run(program(tmp_path, "job-1", "echo a; sleep 0.7; echo b; exit 3"), path)
+    said = run(supervisor.follow_program(str(tmp_path), "job-1", 0), path)
+    assert said.splitlines()[:2] == ["a", "b"]
+    assert said.splitlines()[2].split()[:2] == ["3", "exited"]
+
+
+def test_a_follower_that_goes_leaves_nothing_behind(shell: str, tmp_path: Path) -> None:
+    """Each lost link would leave its wait for the lock, until the job ends."""
+    if subprocess.run(["tail", "--pid=1", "/dev/null"], env={"PATH": shell}, capture_output=True).returncode != 0:  # noqa: PLW1510 - asked
+        pytest.skip("its tail knows no --pid, so nothing waits beside it")
+    mark = f"FOLLOWER_{uuid.uuid4().hex}"
+    run(program(tmp_path, "job-1", "sleep 300"), shell)
+    follow = supervisor.follow_program(str(tmp_path), "job-1", 0)
+    follower = subprocess.Popen(
+        ["sh", "-c", follow], env={"PATH": shell, "HOME": str(tmp_path), mark: "1"}, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: {"flock", "tail"} <= set(map(_name, living(mark, "environ"))), 10, "the follower")
+    (tail,) = (pid for pid in living(mark, "environ") if _name(pid) == "tail")
+    os.kill(tail, signal.SIGPIPE)  # as when nobody reads it any more
+    follower.wait(10)
+    wait_until(lambda: living(mark, "environ") == [], 3, "its end")
+    run(supervisor.cancel_program(str(tmp_path), "job-1", grace_s=1, clean=""), shell)
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""

@@ -295,8 +295,14 @@ until alive || [ -e "$dir/exit" ] || [ $tries -ge 250 ]; do
     sleep 0.02 || sleep 1; tries=$((tries + 1))
 done
 if alive && tail -c 1 --pid=$$ /dev/null 2>/dev/null; then
-    # Not the supervisor's own pid: tail takes a zombie for alive.
-    if command -v flock >/dev/null; then flock -s "$dir/lock" true & else while alive; do sleep 0.1; done & fi
+    # Not the supervisor's own pid: tail takes a zombie for alive. The lock tells the end at once, but not where flock is missing
+    # or the file system has no locks.
+    {{
+        trap 'kill $!; exit' TERM
+        if command -v flock >/dev/null; then flock -s "$dir/lock" true & wait $!; fi
+        trap - TERM
+        while [ ! -e "$dir/exit" ] && alive; do sleep 0.1 || sleep 1; done
+    }} 2>/dev/null &
     watch=$!
     tail -s 0.02 --pid=$watch -c +{offset + 1} -f "$dir/log"
     kill $watch 2>/dev/null
