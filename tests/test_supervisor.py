@@ -46,7 +46,7 @@ def run(script: str, path: str | None = None, **variables: str) -> str:
 
 def program(root: Path, name: str, command: str, *, exports: dict[str, str] | None = None, clean: str = "") -> str:
     return supervisor.start_program(
-        str(root), name, command, exports=exports or {}, limit_s=7200, grace_s=2, clock=0.0, working_directory="",
+        str(root), name, command, exports=exports or {}, limit_s=7200, grace_s=1, clock=0.0, working_directory="",
         wrap="", clean=clean,
     )  # fmt: skip
 
@@ -99,6 +99,16 @@ def test_a_job_s_variables_may_have_any_name(shell: str, tmp_path: Path) -> None
     wanted = {f"{name}=/my {name}" for name in names} - {"PREFECT_GPU_JOB=/my PREFECT_GPU_JOB", "IFS=/my IFS"}
     assert wanted <= seen
     assert "PREFECT_GPU_JOB=job-1:" in seen
+
+
+def test_the_jobs_of_a_name_are_ended_with_their_clean_up(shell: str, tmp_path: Path) -> None:
+    """A supervisor that was killed before it came to that would leave its container, and files that are root's."""
+    clean = f"sleep 1.3; echo cleaned >{tmp_path}/cleaned"
+    run(program(tmp_path, "pg-1.1", "sleep 300", clean=clean), shell)
+    wait_until((tmp_path / "pg-1.1/state").exists, 10, "the job")
+    run(supervisor.end_all_function(str(tmp_path), grace_s=0) + "end_all pg-1.", shell)
+    assert (tmp_path / "cleaned").exists()
+    assert ended(tmp_path, "pg-1.1") == ["143", "cancelled"]
 
 
 @pytest.mark.parametrize("broken", ["perl", "perl and python"])

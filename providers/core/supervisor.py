@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import shlex
 
+_CLEAN_S = 30  # for a wrapper's clean-up: a container that is stopped and removed
+_SWEEP_S = 8  # beside the grace: KILL until nothing is left, and a moment for the shell
+
 # Reads /proc once; leaves the pids in $found: of the job ($token) and, where $timer_token is set, of the timer that a killed
 # supervisor left. $parent: a supervisor whose children all belong to the job, or -
 # (never 0: that is the parent of all that came into a container from outside).
@@ -180,7 +183,9 @@ if [ "$reason" = exited ]; then
 else
     sweep "$grace"
 fi
-if [ -n "$clean" ]; then timeout 30 sh -c "$clean" >/dev/null 2>&1; fi
+if [ -n "$clean" ]; then timeout """
+    + str(_CLEAN_S)
+    + r""" sh -c "$clean" >/dev/null 2>&1; fi
 read -r up rest </proc/uptime
 printf '%-120s\n' "$code $reason $up" 1<>exit.new
 mv exit.new exit
@@ -322,7 +327,7 @@ mkdir -p "$dir" && (set -C; : >"$dir/claim") 2>/dev/null && {{ : >>"$dir/log"; e
 token="PREFECT_GPU_JOB=$id:" timer=- parent=-
 tries=0
 until [ -e "$dir/state" ] || [ -e "$dir/exit" ] || [ $tries -ge 50 ]; do sleep 0.02 || sleep 1; tries=$((tries + 1)); done
-uptime; limit=$((now + {grace_s} + 8))
+uptime; limit=$((now + {grace_s} + {_SWEEP_S}))
 while alive && [ ! -e "$dir/exit" ] && [ "$now" -lt "$limit" ]; do
     kill -s TERM "$pid"
     sleep 0.1 || sleep 1
@@ -333,7 +338,7 @@ if [ ! -e "$dir/exit" ]; then
     identify $$
     timer_token="PREFECT_GPU_TIMER=$id:"
     sweep {grace_s}
-    {f"timeout 30 sh -c {shlex.quote(clean)} >/dev/null 2>&1" if clean else ":"}
+    {f"timeout {_CLEAN_S} sh -c {shlex.quote(clean)} >/dev/null 2>&1" if clean else ":"}
     read -r up rest </proc/uptime
     echo "- cancelled $up" >"$dir/exit.cancel" && mv "$dir/exit.cancel" "$dir/exit"
 fi
@@ -343,7 +348,8 @@ report"""
 def end_all_function(root: str, *, grace_s: int) -> str:
     """The sh function `end_all PREFIX`: ends all jobs whose ids begin so, with their supervisors; their directories stay.
 
-    It sets $root to the place where jobs live, and variables of its own: now, timer, token, left, line, dir, pid and others.
+    It takes as long as the slowest of them, its clean-up included: a moment, or up to `grace_s` + 45 s. It sets $root to the place
+    where jobs live, and variables of its own: now, timer, token, left, line, dir, pid and others.
     """
     return f"""{_STAT}{_MEMBERS}{_SWEEP}
 {_ALIVE}
@@ -351,7 +357,8 @@ supervised() {{ dir=${{1%/state}}; alive; }}
 end_all() {{
 id=$1 root={shlex.quote(root)}
 {_LOCATE}
-uptime; limit=$((now + {grace_s} + 1)) running=1
+# As long as a supervisor may take by itself: its sweep, then its clean-up.
+uptime; limit=$((now + {grace_s} + {_SWEEP_S} + {_CLEAN_S})) running=1
 while [ -n "$running" ] && [ "$now" -lt "$limit" ]; do
     running=
     for state in "$root/$id"*/state; do supervised "$state" && kill -s TERM "$pid" && running=1; done
