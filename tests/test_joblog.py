@@ -158,6 +158,22 @@ def test_past_the_cap_it_says_so_once_and_shows_the_end(api: Api, show: Callable
     assert log.cut_at == 100_000
 
 
+def test_a_busy_job_s_log_says_at_once_that_it_was_cut(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cap is almost always inside a line, whose end never comes, and the job is never silent."""
+    monkeypatch.setattr(joblog, "_LONGEST_PAUSE_S", 0.05)
+    log = show(cap_bytes=1_000)
+    began = time.monotonic()
+    while (is_silent := not any("cut here" in text for text in api.messages)) and time.monotonic() - began < 3:
+        write(log, tmp_path / "log", b"x" * 32 + b"\n")
+        time.sleep(0.005)
+    assert not is_silent
+    log.close()
+    lines = [text for text in api.messages if not text.startswith("...")]
+    assert "\n".join(lines) == (tmp_path / "log").read_text()[:1_000]
+
+
 def test_past_the_cap_one_record_a_minute_says_how_much_there_is(
     api: Api, show: Callable[..., JobLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,15 +189,18 @@ class JobLog:
 
     def _post(self, api: LogsClient, *, is_final: bool) -> bool:
         """Post one batch; whether there was one."""
-        end = min(self._grown_to, self._cap)
+        grown_to = self._grown_to
+        end = min(grown_to, self._cap)
         records: list[dict[str, Any]] = []
         position = self._position
         if position < end:
-            is_old = time.monotonic() - self._grown_at >= _PARTIAL_LINE_S
+            # A line that the cap cuts never ends here, and a busy job is never silent.
+            is_cut = grown_to > self._cap
+            takes_partial = is_final or is_cut or time.monotonic() - self._grown_at >= _PARTIAL_LINE_S
             with self._path.open("rb") as log:
                 while len(records) < BATCH and position < end:
                     log.seek(position)
-                    data = _record(log.read(min(RECORD_BYTES, end - position)), takes_partial=is_final or is_old)
+                    data = _record(log.read(min(RECORD_BYTES, end - position)), takes_partial=takes_partial)
                     if not data:
                         break
                     position += len(data)
