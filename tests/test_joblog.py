@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,6 +228,34 @@ def test_a_resumed_run_goes_on_where_the_log_ends(api: Api, show: Callable[..., 
     again.close()
     assert [message for message in api.messages if message != "resumed"] == ["one\ntwo", "three"]
     assert shown_until(uuid4(), Api().client) == 0
+
+
+def test_a_new_job_of_a_run_that_is_executed_again_is_shown_from_its_first_line(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier execution showed was another job's output."""
+    runtime = SimpleNamespace(get_id=lambda: str(RUN), get_run_count=lambda: 2)
+    monkeypatch.setattr(joblog, "flow_run", runtime)
+    monkeypatch.setattr(joblog, "task_run", SimpleNamespace(get_id=lambda: None))
+    monkeypatch.setattr(joblog, "get_run_logger", lambda: logging.getLogger("tests"))
+    monkeypatch.setattr(joblog, "JobLog", functools.partial(JobLog, client=api.client))
+    monkeypatch.setattr(joblog, "shown_until", functools.partial(shown_until, client=api.client))
+    api.create_logs([{"name": "job@8", "message": "one\ntwo", "timestamp": "2020"}])
+    with joblog.posting(tmp_path / "log") as log:
+        write(log, tmp_path / "log", b"three\n")
+    assert api.messages == ["one\ntwo", "three"]
+
+
+@pytest.mark.parametrize(("is_new", "shown"), [(True, ["three\nfour"]), (False, ["four"])])
+def test_only_a_job_that_was_attached_to_goes_on_where_the_log_ends(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, is_new: bool, shown: list[str]
+) -> None:
+    api.create_logs([{"name": "job@6", "message": "three", "timestamp": "2020"}])
+    log = show()
+    log.started(is_new)
+    write(log, tmp_path / "log", b"three\nfour\n")
+    log.close()
+    assert api.messages[1:] == shown
 
 
 def test_a_chatty_job_costs_few_requests(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:

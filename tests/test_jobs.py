@@ -195,8 +195,10 @@ def test_another_process_attaches_and_gets_the_rest(server: Server, machine: Mac
 
 def test_a_job_that_is_over_can_be_read_again(machine: Machine, log: Path) -> None:
     spec = job("echo once; exit 4")
-    run(machine, spec, log)
-    again = run(machine, spec, log.with_name("again"))
+    is_new: list[bool] = []
+    run(machine, spec, log, on_start=is_new.append)
+    again = run(machine, spec, log.with_name("again"), on_start=is_new.append)
+    assert is_new == [True, False]
     assert (again.exit_code, log.with_name("again").read_text()) == (4, "once\n")
 
 

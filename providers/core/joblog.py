@@ -109,6 +109,8 @@ class JobLog:
         client: ClientFactory = _prefect,
     ) -> None:
         self._path = path
+        self._run_id = flow_run_id
+        self._is_attached = False
         self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
         self._client = client
         self.note = note  # an `on_link` of Machine.run
@@ -134,6 +136,10 @@ class JobLog:
     def cut_at(self) -> int | None:
         """Where the cap cut the output, or None."""
         return self._cap if self._grown_to > self._cap else None
+
+    def started(self, is_new: bool) -> None:
+        """Before any output, an `on_start` of `Machine.run`: a job that was attached to is shown from where the run's log ends."""
+        self._is_attached = not is_new
 
     def output(self, offset: int, data: bytes) -> None:
         """The log file has grown."""
@@ -177,6 +183,9 @@ class JobLog:
         while True:
             is_closing = self._closing.is_set()  # read first: what was written before is shown
             self._wake.clear()
+            if self._is_attached:
+                self._position = shown_until(self._run_id, lambda: contextlib.nullcontext(api))
+                self._is_attached = False
             if self._post(api, is_final=is_closing):
                 self._closing.wait(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2) if self._grown_to > self._position else _FIRST_PAUSE_S
@@ -249,12 +258,11 @@ class JobLog:
 
 @contextlib.contextmanager
 def posting(path: Path) -> Generator[JobLog]:
-    """A JobLog of the flow or task run that this is called in, going on where its log ends; closed at the end."""
+    """A JobLog of the flow or task run that this is called in; closed at the end. `JobLog.started` is to be told."""
     run_id, task_id = flow_run.get_id(), task_run.get_id()
     if run_id is None:
         raise RuntimeError("a job's output goes to the log of a run: call this in a flow or task")
-    start = shown_until(UUID(run_id)) if (flow_run.get_run_count() or 0) > 1 else 0
-    log = JobLog(path, UUID(run_id), UUID(task_id) if task_id else None, start=start, note=get_run_logger().warning)
+    log = JobLog(path, UUID(run_id), UUID(task_id) if task_id else None, note=get_run_logger().warning)
     try:
         yield log
     finally:

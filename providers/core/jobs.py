@@ -247,10 +247,11 @@ class Machine:
         output_from: int = 0,
         lost_after_s: float = LOST_AFTER_S,
         on_link: Callable[[str], object] | None = None,
+        on_start: Callable[[bool], object] | None = None,
     ) -> JobResult | None:
         """Start the job or attach to it, and follow it to its end: its whole output to `log_path`, each chunk to `on_output` too.
 
-        `log_path` is continued where an earlier call left off; `on_output` gets what comes from byte `output_from` on, in another
+        `on_start` is told whether this call started it. `log_path` is continued where an earlier call left off; `on_output` gets what comes from byte `output_from` on, in another
         thread, and should not block. `should_stop` is asked ten times a second: "cancelled" ends the job; anything else leaves it
         running and returns None, and another process attaches later. A machine out of reach for `lost_after_s`, or that lost
         the job, is the outcome "lost". What is raised says that the job was not started, so it may be tried elsewhere; whatever
@@ -271,8 +272,10 @@ class Machine:
                     on_output(at + skip, data[skip:] if skip else data)
 
             try:
-                self.start(job, should_stop)
+                is_new = self.start(job, should_stop)
                 is_started = True
+                if on_start is not None:
+                    on_start(is_new)
                 if on_output is not None:
                     _replay(log_path, output_from, offset, on_output)
                 ended = self.follow(job.id, sink, offset, should_stop, lost_after_s=lost_after_s, on_link=on_link)

@@ -85,7 +85,7 @@ def run_on(
     began = utc_now()
     try:
         with joblog.posting(path) as log:
-            result = machine.run(spec, path, log.output, watch, on_link=warn)
+            result = machine.run(spec, path, log.output, watch, on_link=warn, on_start=log.started)
     except OSError as full:
         return _lost(began, path, f"the worker cannot keep the job's log in {folder}: {full.strerror}")
     if result is None:
