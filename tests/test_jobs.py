@@ -136,7 +136,7 @@ def test_lines_are_seen_while_the_job_runs(machine: Machine, log: Path) -> None:
     run(machine, spec, log, on_output=lambda offset, data: seen.extend([time.time()] * data.count(b"\n")))
     written = [float(line) for line in log.read_text().split()]
     lags = sorted(at - since for at, since in zip(seen, written, strict=True))
-    assert lags[2] < 0.15, lags
+    assert lags[2] < 0.5, lags  # the bench has the figure; without following, all would be as old as the job
 
 
 def test_a_working_directory_inside_the_job_s_directory(machine: Machine, log: Path) -> None:
