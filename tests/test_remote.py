@@ -6,6 +6,7 @@ import hashlib
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -216,7 +217,8 @@ def test_a_cut_link_loses_and_doubles_nothing(server: Server, tmp_path: Path) ->
             root=str(tmp_path / "root"),
         )
         spec = JobSpec(
-            id="job-1", command="i=0; while [ $i -lt 600 ]; do i=$((i+1)); seq $i $((i+200)); sleep 0.005; done"
+            id=f"job-{uuid.uuid4().hex}",
+            command="i=0; while [ $i -lt 600 ]; do i=$((i+1)); seq $i $((i+200)); sleep 0.005; done",
         )
         expected = "".join(f"{n}\n" for i in range(1, 601) for n in range(i, i + 201)).encode()
         has_begun = threading.Event()
@@ -239,7 +241,7 @@ def test_a_frozen_link_is_noticed_within_20_s_and_loses_and_doubles_nothing(serv
             lambda: connect(_through(server, between.port), server.client_key, server.host_key.public, timeout_s=2),
             root=str(tmp_path / "root"),
         )
-        spec = JobSpec(id="job-1", command="for i in $(seq 1 250); do echo line $i; sleep 0.1; done")
+        spec = JobSpec(id=f"job-{uuid.uuid4().hex}", command="for i in $(seq 1 250); do echo line $i; sleep 0.1; done")
         noticed: list[float] = []
         first = threading.Event()
 
@@ -277,7 +279,7 @@ def test_an_idle_link_that_answers_stays_open(server: Server) -> None:
 def test_a_follower_ends_with_its_job_when_nobody_is_on_the_other_side_any_more(server: Server, tmp_path: Path) -> None:
     root = str(tmp_path / "root")
     machine = Machine(server.connect, root=root)
-    spec = JobSpec(id="job-1", command="sleep 1.5")
+    spec = JobSpec(id=f"job-{uuid.uuid4().hex}", command="sleep 1.5")
     machine.start(spec)
     # A process that never reads its channel, as good as a host that vanished.
     channel = server.connect().open(f"exec sh -c {_quoted(supervisor.follow_program(root, 'job-1', 0))}")

@@ -38,6 +38,10 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{tools}:/usr/bin:/bin"
 
 
+# What belongs to a job is found by its id on the whole machine, so tests beside these must not have the same.
+JOB = f"job-{uuid.uuid4().hex}"
+
+
 def run(script: str, path: str | None = None, **variables: str) -> str:
     env = {**os.environ, "PATH": path or os.environ["PATH"], **variables}
     done = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, timeout=60, env=env)
@@ -83,18 +87,18 @@ def test_a_timer_that_lost_its_supervisor_is_ended_with_the_jobs_of_its_name(tmp
 
 def test_a_job_that_is_cancelled_at_its_first_instruction_has_a_whole_exit_file(shell: str, tmp_path: Path) -> None:
     """Its supervisor waits for no child then, so there is no exit code."""
-    script = program(tmp_path, "job-1", "sleep 300")
+    script = program(tmp_path, JOB, "sleep 300")
     assert script.count("\nchild=$!\n") == 1
     run(script.replace("\nchild=$!\n", "\nchild=$!\nkill -s TERM $$\n"), shell)
-    assert ended(tmp_path, "job-1") == ["-", "cancelled"]
+    assert ended(tmp_path, JOB) == ["-", "cancelled"]
 
 
 def test_a_job_s_variables_may_have_any_name(shell: str, tmp_path: Path) -> None:
     """Those of its supervisor too: the job runs, with their values and its mark."""
     names = sorted(set(re.findall(r"(?<![$\w-])[a-z_]+(?==)", supervisor._SUPERVISOR)) | {"IFS", "PREFECT_GPU_JOB"})
     assert {"id", "dir", "setsid", "wd", "wrap", "shell", "variables"} <= set(names)
-    run(program(tmp_path, "job-1", "env; exit 3", exports={name: f"/my {name}" for name in names}), shell)
-    assert ended(tmp_path, "job-1") == ["3", "exited"]
+    run(program(tmp_path, JOB, "env; exit 3", exports={name: f"/my {name}" for name in names}), shell)
+    assert ended(tmp_path, JOB) == ["3", "exited"]
     seen = set((tmp_path / "job-1/log").read_text().splitlines())
     wanted = {f"{name}=/my {name}" for name in names} - {"PREFECT_GPU_JOB=/my PREFECT_GPU_JOB", "IFS=/my IFS"}
     assert wanted <= seen
@@ -122,8 +126,8 @@ def test_a_broken_perl_or_python_ends_no_job(tmp_path: Path, broken: str) -> Non
     (tools / "python3").symlink_to(sys.executable if broken == "perl" else "/bin/false")
     stray = f"sleep 7{10000 + uuid.uuid4().int % 80000}"
     command = f"(env -i setsid sh -c '{stray} & sleep 0.01' &); sleep 0.2; exit 3" if broken == "perl" else "exit 3"
-    run(program(tmp_path, "job-1", command), f"{tools}:/usr/bin:/bin", PERL5LIB=str(modules))
-    assert ended(tmp_path, "job-1") == ["3", "exited"]
+    run(program(tmp_path, JOB, command), f"{tools}:/usr/bin:/bin", PERL5LIB=str(modules))
+    assert ended(tmp_path, JOB) == ["3", "exited"]
     assert living(stray.replace(" ", "\0"), "cmdline") == []
 
 
@@ -141,8 +145,8 @@ def test_where_files_cannot_be_locked_a_job_is_followed_to_its_end(shell: str, t
             if (found := shutil.which(tool, path=shell)) is not None:
                 (bare / tool).symlink_to(found)
         path = str(bare)
-    run(program(tmp_path, "job-1", "echo a; sleep 0.7; echo b; exit 3"), path)
-    said = run(supervisor.follow_program(str(tmp_path), "job-1", 0), path)
+    run(program(tmp_path, JOB, "echo a; sleep 0.7; echo b; exit 3"), path)
+    said = run(supervisor.follow_program(str(tmp_path), JOB, 0), path)
     assert said.splitlines()[:2] == ["a", "b"]
     assert said.splitlines()[2].split()[:2] == ["3", "exited"]
 
@@ -152,8 +156,8 @@ def test_a_follower_that_goes_leaves_nothing_behind(shell: str, tmp_path: Path) 
     if subprocess.run(["tail", "--pid=1", "/dev/null"], env={"PATH": shell}, capture_output=True).returncode != 0:  # noqa: PLW1510 - asked
         pytest.skip("its tail knows no --pid, so nothing waits beside it")
     mark = f"FOLLOWER_{uuid.uuid4().hex}"
-    run(program(tmp_path, "job-1", "sleep 300"), shell)
-    follow = supervisor.follow_program(str(tmp_path), "job-1", 0)
+    run(program(tmp_path, JOB, "sleep 300"), shell)
+    follow = supervisor.follow_program(str(tmp_path), JOB, 0)
     follower = subprocess.Popen(
         ["sh", "-c", follow], env={"PATH": shell, "HOME": str(tmp_path), mark: "1"}, stderr=subprocess.DEVNULL
     )
@@ -162,7 +166,7 @@ def test_a_follower_that_goes_leaves_nothing_behind(shell: str, tmp_path: Path) 
     os.kill(tail, signal.SIGPIPE)  # as when nobody reads it any more
     follower.wait(10)
     wait_until(lambda: living(mark, "environ") == [], 3, "its end")
-    run(supervisor.cancel_program(str(tmp_path), "job-1", grace_s=1, clean=""), shell)
+    run(supervisor.cancel_program(str(tmp_path), JOB, grace_s=1, clean=""), shell)
 
 
 def _name(pid: int) -> str:
