@@ -282,7 +282,7 @@ def test_a_follower_ends_with_its_job_when_nobody_is_on_the_other_side_any_more(
     spec = JobSpec(id=f"job-{uuid.uuid4().hex}", command="sleep 1.5")
     machine.start(spec)
     # A process that never reads its channel, as good as a host that vanished.
-    channel = server.connect().open(f"exec sh -c {_quoted(supervisor.follow_program(root, 'job-1', 0))}")
+    channel = server.connect().open(f"exec sh -c {_quoted(supervisor.follow_program(root, spec.id, 0))}")
     assert _eventually(lambda: len(_followers(root)) == 2)
     assert _eventually(lambda: not _followers(root))
     channel.close()

@@ -99,20 +99,20 @@ def test_a_job_s_variables_may_have_any_name(shell: str, tmp_path: Path) -> None
     assert {"id", "dir", "setsid", "wd", "wrap", "shell", "variables"} <= set(names)
     run(program(tmp_path, JOB, "env; exit 3", exports={name: f"/my {name}" for name in names}), shell)
     assert ended(tmp_path, JOB) == ["3", "exited"]
-    seen = set((tmp_path / "job-1/log").read_text().splitlines())
+    seen = set((tmp_path / JOB / "log").read_text().splitlines())
     wanted = {f"{name}=/my {name}" for name in names} - {"PREFECT_GPU_JOB=/my PREFECT_GPU_JOB", "IFS=/my IFS"}
     assert wanted <= seen
-    assert "PREFECT_GPU_JOB=job-1:" in seen
+    assert f"PREFECT_GPU_JOB={JOB}:" in seen
 
 
 def test_the_jobs_of_a_name_are_ended_with_their_clean_up(shell: str, tmp_path: Path) -> None:
     """A supervisor that was killed before it came to that would leave its container, and files that are root's."""
     clean = f"sleep 1.3; echo cleaned >{tmp_path}/cleaned"
-    run(program(tmp_path, "pg-1.1", "sleep 300", clean=clean), shell)
-    wait_until((tmp_path / "pg-1.1/state").exists, 10, "the job")
-    run(supervisor.end_all_function(str(tmp_path), grace_s=0) + "end_all pg-1.", shell)
+    run(program(tmp_path, f"{JOB}.1", "sleep 300", clean=clean), shell)
+    wait_until((tmp_path / f"{JOB}.1/state").exists, 10, "the job")
+    run(supervisor.end_all_function(str(tmp_path), grace_s=0) + f"end_all {JOB}.", shell)
     assert (tmp_path / "cleaned").exists()
-    assert ended(tmp_path, "pg-1.1") == ["143", "cancelled"]
+    assert ended(tmp_path, f"{JOB}.1") == ["143", "cancelled"]
 
 
 @pytest.mark.parametrize("broken", ["perl", "perl and python"])
