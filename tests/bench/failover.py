@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from flows import environment
 from tests.bench import Metric
+from tests.bench._child import in_a_process_of_its_own
 
 OFFERS = 20  # sold out in each run that fails over
 PAIRS = 9
@@ -24,21 +22,7 @@ TARGET = 150.0
 
 
 def measure() -> dict[str, Metric]:
-    with tempfile.TemporaryDirectory() as home:
-        child = subprocess.run(
-            [sys.executable, "-m", "tests.bench.failover"],
-            env={key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | {"BENCH_HOME": home},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-    if child.returncode:
-        raise RuntimeError(
-            child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit {child.returncode}"
-        )
-    pairs: list[tuple[float, float]] = json.loads(child.stdout.splitlines()[-1])
+    pairs: list[tuple[float, float]] = in_a_process_of_its_own("tests.bench.failover")
     each = statistics.median((failing - plain) / OFFERS for failing, plain in pairs)
     return {"failover.per_offer_ms": Metric(each * 1000, "ms", TARGET, "lower")}
 

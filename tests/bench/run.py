@@ -10,7 +10,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -21,6 +20,7 @@ import pytest
 
 from flows import environment
 from tests.bench import Metric
+from tests.bench._child import in_a_process_of_its_own
 
 PAIRS = 9
 TARGET = 1.5
@@ -29,21 +29,7 @@ TARGET = 1.5
 def measure() -> dict[str, Metric]:
     if shutil.which("ssh") is None:
         pytest.skip("needs OpenSSH's client")
-    with tempfile.TemporaryDirectory() as home:
-        child = subprocess.run(
-            [sys.executable, "-m", "tests.bench.run"],
-            env={key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | {"BENCH_HOME": home},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-    if child.returncode:
-        raise RuntimeError(
-            child.stderr.strip().splitlines()[-1] if child.stderr.strip() else f"exit {child.returncode}"
-        )
-    pairs: list[tuple[float, float]] = json.loads(child.stdout.splitlines()[-1])
+    pairs: list[tuple[float, float]] = in_a_process_of_its_own("tests.bench.run")
     ratio = statistics.median(run / floor for run, floor in pairs)
     return {"run.overhead_vs_floor": Metric(ratio, "x", TARGET, "lower")}
 
