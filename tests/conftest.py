@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,16 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.stack import Stack
+
+# Prefect reads its home when it is imported. The user's own, with its profile and its results, is none of the tests' business.
+_home = tempfile.TemporaryDirectory(prefix="prefect-gpu-tests-", ignore_cleanup_errors=True)
+os.environ["PREFECT_HOME"] = f"{_home.name}/prefect"
+if not os.access(os.environ.get("HOME", ""), os.W_OK):
+    os.environ["HOME"] = _home.name
+
+
+def pytest_unconfigure() -> None:
+    _home.cleanup()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -49,13 +60,11 @@ def _shared(file: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A temporary Prefect server with an empty database, and a folder for results, for the whole session."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+def prefect_api() -> Iterator[None]:
+    """A temporary Prefect server with an empty database, for the whole session."""
     from prefect.testing.utilities import prefect_test_harness
 
-    storage = tmp_path_factory.mktemp("results")
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage}), prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=120):
         yield
 
 
