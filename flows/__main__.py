@@ -45,9 +45,8 @@ def main(command: str) -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    if (
-        number == signal.SIGHUP
-    ):  # the terminal is gone, and tells it more than once; what is given back now takes its time
+    if number == signal.SIGHUP:
+        # The terminal is gone, and tells it more than once; what is given back now takes its time.
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 

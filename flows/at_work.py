@@ -41,6 +41,8 @@ def is_of(api_url: str, home: str) -> bool:
     """Whether the server that answers there keeps its data in this folder, and is not another that took the port first."""
     try:
         return _ask(api_url, "/admin/settings", timeout_s=2.0)["home"] == home
+    except urllib.error.HTTPError:
+        return True  # it wants a password, or is of a version that does not say: nothing speaks against it
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False
 

@@ -347,9 +347,8 @@ def down(home: Path = HOME) -> int:
     """`make down`: stop what `make up` keeps, the workers first; not under running jobs, unless it is forced."""
     server, own, other = Daemon("server", home), _worker(home, is_own=True), _worker(home, is_own=False)
     is_forced = os.environ.get("FORCE", "") not in ("", "0")
-    kept: list[
-        tuple[Background, str | None, tuple[Daemon, ...]]
-    ] = []  # what was found, whose runs count, what is stopped
+    # What was found, whose runs count, what is stopped.
+    kept: list[tuple[Background, str | None, tuple[Daemon, ...]]] = []
     if (found := server.find() or own.find()) is not None and found.kept:
         kept.append((found, None, (own, server)))
     if (found := other.find()) is not None and found.kept:

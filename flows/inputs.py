@@ -12,10 +12,9 @@ from providers import DEFAULT_ACCOUNT, ProviderName, account_of
 from providers.core import git
 from providers.core.errors import InvalidRequest
 from providers.core.gpus import parse_gpu
-from providers.core.models import Job, Requirements
+from providers.core.models import MAX_WORD_BYTES, Job, Requirements
 
 MAX_TIMEOUT_S: Final = 365 * 24 * 3600
-MAX_WORD_BYTES: Final = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN, of one word of a command or one variable
 
 
 class Refused(ValueError):

@@ -204,9 +204,8 @@ def failures(failed: list[tuple[Offer, ProviderError]]) -> str:
 def none_served(requirements: Requirements, failed: list[tuple[Offer, ProviderError]], attempts: list[Attempt]) -> str:
     """`No H100:8: 3 offers tried (aws sold out 3 times).`, and the words of a provider that refused for good."""
     text = f"No {explain.wanted(requirements)}: {counted(len(failed), 'offer')} tried ({failures(failed)})."
-    for_good = {
-        offer.provider: error for offer, error in failed if error.reach == "provider"
-    }  # what a person must mend
+    # What a person must mend.
+    for_good = {offer.provider: error for offer, error in failed if error.reach == "provider"}
     text += "".join(f" {provider}: {error.message.rstrip('.')}." for provider, error in for_good.items())
     if owed := sum(one.outcome == OWED for one in attempts):
         text += (

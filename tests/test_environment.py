@@ -308,6 +308,12 @@ def test_another_projects_server_that_took_the_port_first_is_not_taken_for_ours(
         place.wait_for_server()
 
 
+def test_a_server_that_wants_a_password_is_not_taken_for_another_projects(api: str) -> None:
+    assert not at_work.is_of(api, "/mine")
+    Api.password = "Basic bWU6c2VjcmV0"
+    assert at_work.is_of(api, "/mine")
+
+
 def test_down_is_refused_while_jobs_run_and_forced_it_cancels_them(
     clean: Path, api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,9 +40,8 @@ T = TypeVar("T")
 
 _BIG_BYTES = 4 * 1024 * 1024  # from here on a file travels by itself
 _CHUNK = 128 * 1024
-_STEP_S = (
-    900.0  # so long nothing may move: the machine's own work after the last byte (unpacking, hashing) takes longest
-)
+# So long nothing may move: the machine's own work after the last byte (unpacking, hashing) takes longest.
+_STEP_S = 900.0
 
 _MARK = b"/proc/self/fd/3\0"  # the mark as a file that cat reads again and again
 _UNREADABLE = "may not be read by the user that we log in as"

@@ -31,7 +31,7 @@ from providers.core.errors import (
     ProviderError,
     Transient,
 )
-from providers.core.models import JobResult, JobSpec, utc_now
+from providers.core.models import MAX_WORD_BYTES, JobResult, JobSpec, utc_now
 from providers.core.shell import Finished, ScriptChannel, run_script, start_script
 
 DEFAULT_ROOT: Final = "~/.prefect-gpu"
@@ -51,7 +51,6 @@ _STEADY_S = 30.0  # a step that went on for so long was not lost before
 _OUTCOMES: dict[str, Outcome] = {"exited": "exited", "timed-out": "timed out", "cancelled": "cancelled", "lost": "lost"}
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _BY_SIGNAL = 128  # exit codes from here on: whoever was killed may have done its work before
-_VARIABLE_BYTES = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN
 
 
 class Wrap(NamedTuple):
@@ -405,7 +404,7 @@ def _variables(job: JobSpec, wrap: Wrap | None) -> dict[str, str]:
     for name, value in variables.items():
         if not (name.isascii() and name.isidentifier()) or "\0" in value:
             raise InvalidRequest(f"{name!r} cannot be an environment variable: use letters, digits and _, and no NUL")
-        if len(name) + len(value.encode()) + 1 > _VARIABLE_BYTES:
+        if len(name) + len(value.encode()) + 1 > MAX_WORD_BYTES:
             raise InvalidRequest(f"the environment variable {name} is longer than 128 KB: upload a file instead")
     return variables
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.json_schema import SkipJsonSchema
@@ -17,6 +17,9 @@ from pydantic.json_schema import SkipJsonSchema
 def utc_now() -> datetime:
     """Now, aware and in UTC: the only clock of this project that is a calendar."""
     return datetime.now(UTC)
+
+
+MAX_WORD_BYTES: Final = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN, of one word of a command or one variable
 
 
 class Model(BaseModel):
