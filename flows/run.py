@@ -6,11 +6,12 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import Abort, TerminationSignal
@@ -191,7 +192,7 @@ def begin(
         order=order,
         account=account,
         providers=inputs.checked_providers(providers, registry.enabled(account, providers), account),
-        record=Record.read(flow_run.id),  # also of a run that begins: after Suspend, Prefect counts no second one
+        record=Record.read(flow_run.id) if _ran_before(flow_run) else Record(flow_run.id),
         ownership=Ownership(flow_run.id, flow_run.run_count).start(),
         log=_steps_logger(),
     )
@@ -201,6 +202,11 @@ def begin(
         run.ownership.close()
         raise
     return run
+
+
+def _ran_before(flow_run: FlowRun) -> bool:
+    """Whether an earlier execution of the run may have left a record. After Suspend Prefect may count no second one."""
+    return flow_run.run_count > 1 or flow_run.total_run_time > timedelta(0)
 
 
 def _settle_earlier_execution(run: Run) -> None:
