@@ -5,7 +5,7 @@
     python3 .ci/bootstrap.py requirements-dev.lock      and what the tests need
 
 Standard library only, and syntax that an old Python understands far enough to say that it is too old. pip installs a pinned uv
-(.ci/uv.lock), and uv installs the rest: 5 s where pip takes 21. The stamp that says "complete" is written last, so an environment that
+(.ci/tools.lock), and uv installs the rest: 5 s where pip takes 21. The checkout itself is installed as `prefect_gpu`, served from where it is. The stamp that says "complete" is written last, so an environment that
 was interrupted half-way is made again; a lock keeps two makes apart.
 """
 
@@ -23,8 +23,9 @@ import time
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(PROJECT, ".venv")
 STAMP = os.path.join(VENV, "complete.json")
-UV_LOCK = os.path.join(PROJECT, ".ci", "uv.lock")
+TOOLS_LOCK = os.path.join(PROJECT, ".ci", "tools.lock")
 LOCKS = ("requirements.lock", "requirements-all.lock", "requirements-dev.lock")  # each holds all of the one before it
+FOLDERS = ("blocks", "flows", "providers")  # what is imported as prefect_gpu.*
 OLDEST = (3, 11)
 NO_NETWORK = re.compile(
     r"dns error|failed to lookup|name resolution|Name or service not known|Network is unreachable|NewConnectionError"
@@ -72,6 +73,7 @@ def make(lock_name):
         shutil.rmtree(VENV, ignore_errors=True)
         make_venv()
     install(lock_name)
+    install_project()
     write_stamp({"python": python_identity(), "lock": lock_name, "digest": digest(lock_name)})
     say("set up in %.0f s" % (time.monotonic() - began))
 
@@ -101,7 +103,7 @@ def install(lock_name):
         "--require-hashes",
     ]
     # A few quick retries: without network the answer comes in seconds, not after minutes of back-off.
-    result = quietly([*pip, "--retries", "1", "--timeout", "20", "-r", UV_LOCK], "installing the installer (uv)")
+    result = quietly([*pip, "--retries", "1", "--timeout", "20", "-r", TOOLS_LOCK], "installing the installer (uv)")
     if result.returncode:
         refuse_install(result.output)
     uv = [os.path.join(VENV, "bin", "uv"), "pip", "install", "--python", python, "--no-cache", "--require-hashes"]
@@ -109,6 +111,21 @@ def install(lock_name):
     result = quietly(command, "installing %d packages" % count(lock_name), uv_settings(python))
     if result.returncode:
         refuse_install(result.output)
+
+
+def install_project():
+    """`prefect_gpu` is this checkout: its entry points for the environment, its folders for type checkers as .venv/src/prefect_gpu."""
+    python = python_of(VENV)
+    uv = [os.path.join(VENV, "bin", "uv"), "pip", "install", "--python", python, "--no-cache", "--offline", "--no-deps"]
+    result = quietly([*uv, "--no-build-isolation", "--editable", PROJECT], "installing prefect_gpu")
+    if result.returncode:
+        raise Refusal("prefect_gpu could not be installed: %s" % last_line(result.output))
+    links = os.path.join(VENV, "src", "prefect_gpu")
+    os.makedirs(links, exist_ok=True)
+    for folder in FOLDERS:
+        link = os.path.join(links, folder)
+        if not os.path.islink(link):
+            os.symlink(os.path.join("..", "..", "..", folder), link)
 
 
 def uv_settings(python):
@@ -219,7 +236,7 @@ def python_of(venv):
 
 def digest(lock_name):
     sha = hashlib.sha256()
-    for path in (os.path.join(PROJECT, lock_name), UV_LOCK):
+    for path in (os.path.join(PROJECT, lock_name), TOOLS_LOCK, os.path.join(PROJECT, "pyproject.toml")):
         with open(path, "rb") as file:
             sha.update(file.read())
     return sha.hexdigest()
