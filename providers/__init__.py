@@ -10,12 +10,13 @@ import importlib
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from providers.core.errors import Unsupported
+from prefect_gpu.providers.core.errors import Unsupported
+from prefect_gpu.providers.core.typed import installing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from providers.core.library import TaskLibrary
+    from prefect_gpu.providers.core.renting.library import TaskLibrary
 
 DEFAULT_ACCOUNT: Final = "default"
 
@@ -26,25 +27,33 @@ class ProviderName(StrEnum):
     LOCAL = "local"
     SSH = "ssh"
     AWS = "aws"
+    AZURE = "azure"
+    GCP = "gcp"
     KUBERNETES = "kubernetes"
+    VULTR = "vultr"
+    VERDA = "verda"
+    LAMBDALABS = "lambdalabs"
+    TENSORDOCK = "tensordock"
+    RUNPOD = "runpod"
+    VASTAI = "vastai"
 
     @classmethod
     def _missing_(cls, value: object) -> ProviderName | None:
         return cls.__members__.get(_ALIASES.get(str(value), ""))
 
 
-_ALIASES: Final = {"lambda": "LAMBDALABS", "datacrunch": "VERDA", "k8s": "KUBERNETES"}
+_ALIASES: Final = {"vast": "VASTAI", "lambda": "LAMBDALABS", "datacrunch": "VERDA", "k8s": "KUBERNETES"}
 
 
 def library(name: ProviderName | str) -> TaskLibrary[Any]:
     """The provider's task library. Unsupported when its extra is not installed."""
     provider = ProviderName(name)
     try:
-        module = importlib.import_module(f"providers.{provider.value}")
+        module = importlib.import_module(f"{__name__}.{provider.value}")
     except ModuleNotFoundError as missing:
-        raise Unsupported(
-            f"{provider.value} needs {missing.name}: pip install 'prefect-gpu[{provider.value}]'"
-        ) from missing
+        if (missing.name or "").startswith("prefect_gpu"):
+            raise
+        raise Unsupported(f"{provider.value} needs {missing.name}: {installing(provider.value)}") from missing
     return module.tasks
 
 
@@ -71,7 +80,7 @@ def enabled(
 
 def saved_accounts() -> dict[ProviderName, list[str]]:
     """The names of all saved credentials blocks, by provider."""
-    from providers.core import accounts
+    from prefect_gpu.providers.core.renting import accounts
 
     saved = accounts.saved([accounts.slug(provider) for provider in ProviderName])
     return {provider: saved.get(accounts.slug(provider), []) for provider in ProviderName}

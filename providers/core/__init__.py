@@ -1,1 +1,3 @@
-"""Everything that is not a provider: the contract, its models and errors, and what all providers share."""
+"""What is the same for every provider. Reading order: contract, models, requests, errors, lease, aside, private, typed; then the packages gpu, catalog,
+machine, renting and toolkit.
+"""

@@ -24,6 +24,11 @@ def never() -> str | None:
     return None
 
 
+def always() -> bool:
+    """Yes, to whatever may be asked."""
+    return True
+
+
 class Aside(Generic[T]):
     """A call that runs in a daemon thread of its own."""
 

@@ -1,6 +1,6 @@
 """What a driver must do: one provider, plain Python, synchronous, stateless, no Prefect, no loops that wait.
 
-Waiting, retrying, naming, recording and cleaning up are the library's (providers/core/library.py) and the flows'. A driver may
+Waiting, retrying, naming, recording and cleaning up are the library's (providers/core/renting/library.py) and the flows'. A driver may
 be called from many threads. It takes its credentials block and, for tests, an endpoint or transport; it reads no environment
 and no files but what its block names.
 """
@@ -8,12 +8,14 @@ and no files but what its block names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from providers.core.errors import Unsupported
-from providers.core.models import Instance, InstanceState, LaunchSpec, Listing, Model, Offer, Requirements
+from prefect_gpu.providers.core.errors import Unsupported
+from prefect_gpu.providers.core.models import Instance, InstanceState, LaunchSpec, Listing, Model, Offer
+from prefect_gpu.providers.core.requests import Requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,15 +24,18 @@ C = TypeVar("C")
 
 CreateScope = Literal["account", "region", "zone", "namespace"]
 
+# On a machine: its provider's notice that it is taken back, as soon as there is one. Only root writes there.
+NOTICE_FILE: Final = "/run/prefect-gpu/interruption"
+
 
 class Billing(Model):
     """How a provider counts money; the default is the dearest reading: from the order, by the started hour."""
 
-    starts: Literal["order", "boot", "running"] = "order"
+    starts: Literal["order", "boot", "running"] = "order"  # boot: booted and checked; running: its state says so
     step_s: int = 3600
     minimum_s: int = 3600
     hourly_extras: float = 0.0  # USD per hour beside the offer's price: disk, address
-    egress_per_gb: float = 0.0
+    traffic: bool = False  # bytes cost too, at each host's price: `traffic_cost` tells how much
 
     def cost(self, price: float, seconds: float) -> float:
         """USD for a stay of so many seconds at so many USD per hour, rounded up as the provider does."""
@@ -58,13 +63,21 @@ class Capabilities(Model):
     images: Literal["none", "docker", "native"] = "none"  # docker: the library runs it in Docker there
     host_key: Literal["placed", "by_logs", "first_use", "channel"] = "placed"  # channel: no SSH at all
     needs_catalog: bool = True  # offers come from the price catalog
+    runs_on_worker: bool = (
+        False  # jobs run on the worker itself, as its user: taken only when asked for, or when it is all there is
+    )
     boot_deadline_s: int = 600
+    sold_out_s: float = 300  # so long what it refused as sold out is passed over by all runs of a server
     rate_limits: dict[str, RateLimit] = Field(default_factory=dict)  # by method, "*" for all together
     billing: Billing = Billing()
 
 
+class NoOptions(Model):
+    """What an order may ask for beyond the contract, where that is nothing."""
+
+
 class Channel(Protocol):
-    """One running command on a machine: bytes in, bytes out, an exit status. Not shared between threads."""
+    """One running command on a machine: bytes in, bytes out, an exit status. One thread may read while another writes."""
 
     def sendall(self, data: bytes) -> None: ...
 
@@ -104,6 +117,7 @@ class Provider(ABC, Generic[C]):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    options_model: ClassVar[type[BaseModel]] = NoOptions  # of LaunchSpec.options, read by toolkit.options
 
     def __init__(self, credentials: C) -> None:
         self.credentials = credentials
@@ -125,15 +139,25 @@ class Provider(ABC, Generic[C]):
 
     @abstractmethod
     def get_instance(self, instance_id: str) -> Instance:
-        """The instance as its provider sees it now. NotFound if the provider does not know it (any more)."""
+        """The instance as its provider sees it now. NotFound if the provider does not know it (any more).
+
+        Its name is the one that is proved by what only the order could have set; empty where it is not ours.
+        """
 
     @abstractmethod
     def list_instances(self, prefix: str) -> Listing:
-        """All whose name begins with prefix and that may cost money: all scopes, all pages, leftovers too."""
+        """All whose name begins with prefix and that may cost money: all scopes, all pages, leftovers too.
+
+        Ours is proved, not believed: what bears such a name and is not shown to be ours by what only the order could have set
+        stands in `unproved` alone.
+        """
 
     @abstractmethod
     def terminate_instance(self, instance_id: str) -> None:
-        """Give back an instance, or remove a leftover by its id. Returns at once; idempotent; already gone is success."""
+        """Give back an instance, or remove a leftover by its id. Returns at once; idempotent; already gone is success.
+
+        InvalidRequest for the id of something that is seen not to be ours: it is left alone.
+        """
 
     # --- what some providers have beside that; the default is what the others do -------------------------------------
 
@@ -141,6 +165,13 @@ class Provider(ABC, Generic[C]):
         """Many at once, where the vendor takes many; else one by one."""
         for instance_id in instance_ids:
             self.terminate_instance(instance_id)
+
+    def provider_time(self) -> datetime | None:
+        """Now by the provider's own clock, as the `Date` of its last answer told it; None where it tells none.
+
+        Asked after a listing, before what this process's clock alone condemns is ended.
+        """
+        return None
 
     def collect_prices(self) -> Iterable[Offer] | None:
         """All that this provider sells, for the catalog, where its own price list says more than gpuhunt's; None: gpuhunt's is taken.
@@ -157,6 +188,13 @@ class Provider(ABC, Generic[C]):
         self.account_id()
         return []
 
+    def first_contact(self) -> tuple[C, list[str]]:
+        """The credentials with what can only be learnt by asking (the host keys of own machines), and a line for people about each.
+
+        Called once when credentials are saved, so that later runs hold to what was seen then.
+        """
+        return self.credentials, []
+
     def read_log(self, instance: Instance) -> str:
         """The machine's own console or container log, where `host_key` is by_logs."""
         raise Unsupported(f"{self.name} has no log to read of {instance.name}")
@@ -167,6 +205,13 @@ class Provider(ABC, Generic[C]):
 
     def check(self, instance: Instance, connection: Connection) -> str | None:
         """A problem of this machine that only this provider can see, or None. The common checks are the library's."""
+        return None
+
+    def settle_in(self, instance: Instance) -> None:
+        """After the first verified connect: remove what held a secret on its way there, such as a start-up script with the host key."""
+
+    def traffic_cost(self, instance_id: str, since: datetime) -> float | None:
+        """USD for bytes to and from an instance that was ordered at `since`, as its provider has booked them; None: not told yet."""
         return None
 
     def interruption_reason(self, instance: Instance) -> str | None:

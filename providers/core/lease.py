@@ -13,7 +13,7 @@ from uuid import UUID
 
 from pydantic import Field, field_validator
 
-from providers.core.models import Model, utc_now
+from prefect_gpu.providers.core.models import Model, utc_now
 
 MAX_RUN_COUNT: Final = 35
 MAX_ATTEMPT: Final = 36**2 - 1

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic.json_schema import SkipJsonSchema
 
 
 def utc_now() -> datetime:
     """Now, aware and in UTC: the only clock of this project that is a calendar."""
     return datetime.now(UTC)
-
-
-MAX_WORD_BYTES: Final = 128 * 1024 - 1  # Linux's MAX_ARG_STRLEN, of one word of a command or one variable
 
 
 class Model(BaseModel):
@@ -28,111 +24,9 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Spot(StrEnum):
-    """Whether the instance may be interrupted by its provider."""
-
-    ON_DEMAND = "on-demand"
-    SPOT = "spot"
-    EITHER = "either"
-
-
-class GpuRequest(Model):
-    """One alternative of what `gpu=` asks for: any of `names` (empty: any GPU), so many of them, with so much memory each."""
-
-    names: tuple[str, ...] = ()
-    count_min: int = 1
-    count_max: int | None = None  # None: no upper bound
-    memory_min_gb: float | None = None  # per GPU
-    memory_max_gb: float | None = None
-    total_memory_min_gb: float | None = None  # of all GPUs of the instance together
-    total_memory_max_gb: float | None = None
-    text: str = ""  # what the user wrote, for messages
-
-
-class Requirements(Model):
-    """What the job needs of its instance. A bound that is not set does not restrict."""
-
-    # `provision` has parameters of their own for these two, so its form does not show them a second time.
-    gpu: SkipJsonSchema[tuple[GpuRequest, ...]] = ()  # alternatives in order; empty: no GPU needed
-    max_price: SkipJsonSchema[float | None] = None  # USD per hour, for the whole instance
-
-    spot: Spot = Field(
-        default=Spot.ON_DEMAND,
-        title="Spot or on-demand",
-        description="Spot is cheaper and may be interrupted by the provider.",
-    )
-    cpu: int | None = Field(default=None, ge=1, title="CPU cores, at least")
-    memory_gb: float | None = Field(default=None, gt=0, title="Memory in GB, at least")
-    disk_gb: float | None = Field(default=None, gt=0, title="Disk in GB, at least")
-    arch: Literal["x86_64", "arm64"] | None = Field(
-        default=None, title="CPU architecture", description="Empty: either."
-    )
-    gpu_vendor: Literal["nvidia", "amd", "google", "intel", "tenstorrent"] | None = Field(
-        default=None, title="GPU vendor", description="Empty: any."
-    )
-    min_cuda: float | None = Field(default=None, gt=0, title="CUDA version, at least", description="For example 12.4.")
-    min_compute_capability: float | None = Field(
-        default=None, gt=0, title="CUDA compute capability, at least", description="For example 8.0."
-    )
-    regions: tuple[str, ...] = Field(
-        default=(), title="Regions", description="Only these, as the provider names them. Empty: all."
-    )
-    exclude_regions: tuple[str, ...] = Field(default=(), title="Regions to avoid")
-    zones: tuple[str, ...] = Field(default=(), title="Zones", description="Only these. Empty: all.")
-    exclude_zones: tuple[str, ...] = Field(default=(), title="Zones to avoid")
-    countries: tuple[str, ...] = Field(
-        default=(), title="Countries", description="Only these, as two letters: US, DE. Empty: all."
-    )
-    exclude_countries: tuple[str, ...] = Field(default=(), title="Countries to avoid")
-    network: Literal["public", "private"] = Field(
-        default="public",
-        title="Network",
-        description="Private: no public address; reached by the jump host of the account's block.",
-    )
-
-    @property
-    def wants_gpu(self) -> bool:
-        return bool(self.gpu)
-
-
-class Job(Model):
-    """What runs on the instance beside its command: environment, secrets, files, code, image, time."""
-
-    env: dict[str, str] = Field(
-        default_factory=dict, title="Environment", description="Stored in clear: secrets go below."
-    )
-    secrets: dict[str, str] = Field(
-        default_factory=dict,
-        title="Secrets",
-        description="Environment variable to the name of a saved Secret block.",
-    )
-    files: tuple[str, ...] = Field(
-        default=(),
-        title="Files to upload",
-        description="Files and folders in the worker's working directory; they arrive in the job's directory.",
-    )
-    outputs: tuple[str, ...] = Field(
-        default=(),
-        title="Files to bring back",
-        description="Paths or patterns inside the job's directory, for example results/ or *.pt.",
-    )
-    code: str | None = Field(
-        default=None,
-        title="Code from git",
-        description="A git URL, with @branch, @tag or @commit; cloned into the job's directory.",
-    )
-    image: str | None = Field(
-        default=None, title="Container image", description="Empty: the job runs on the machine itself."
-    )
-    registry: str | None = Field(
-        default=None, title="Registry credentials", description="Name of a saved gpu-registry block."
-    )
-    working_directory: str | None = Field(
-        default=None, title="Working directory", description="Inside the job's directory."
-    )
-    timeout_s: int = Field(
-        default=24 * 3600, gt=0, title="Timeout in seconds", description="The job is ended after it."
-    )
+# What a marketplace vouches for: nothing, a host that it has checked, one in a data centre of its own or of a partner's.
+Trust: TypeAlias = Literal["any", "verified", "secure"]
+TRUST: Final[tuple[Trust, ...]] = ("any", "verified", "secure")  # each is more than the one before
 
 
 class Availability(StrEnum):
@@ -164,6 +58,10 @@ class Offer(Model):
     availability: Availability = Availability.UNKNOWN
     unavailable_because: str | None = None  # in the user's words: "quota is 0 vCPU in us-east-1"
     boot_deadline_s: int | None = None  # where it differs from the provider's
+    trust: Trust | None = (
+        None  # in the host, where it is one of a marketplace's; None: the machine is the provider's own
+    )
+    host: str | None = None  # which machine of whose, where a marketplace says so
     priced_at: datetime | None = None  # when the price was collected; None: it is live
     raw: dict[str, Any] = Field(default_factory=dict)  # vendor leftovers that the driver needs at create
 
@@ -222,12 +120,12 @@ class SshEndpoint(Model):
 
 
 class SshJump(Model):
-    """A host in between, with the credentials its block holds (the instance's own keys do not open it)."""
+    """A host in between. What logs in there is the account's block's (the instance's own keys do not open it); no task returns it."""
 
     host: str
     port: int = 22
     user: str
-    private_key: SecretStr
+    private_key: SecretStr = SecretStr("")
     host_key: str | None = None  # "ssh-ed25519 AAAA..."; None: pinned on first use, and said so
 
 
@@ -252,7 +150,7 @@ class Instance(Model):
     """A machine that may cost money."""
 
     id: str
-    name: str
+    name: str  # the lease's name, as far as it is proved; empty where it is not ours
     provider: str
     state: InstanceState
     region: str = ""
@@ -275,6 +173,16 @@ class Leftover(Model):
     region: str = ""
 
 
+class Unproved(Model):
+    """Something that bears one of our names by what anybody may set, a tag for example: reported, never ended."""
+
+    id: str
+    kind: str  # "instance", "volume" ...
+    name: str  # that it bears
+    region: str = ""
+    reason: str  # why it is not taken for ours, for people: "its client token is not its name"
+
+
 class Unread(Model):
     """A scope that a listing could not read, and why. Unread is not empty."""
 
@@ -283,10 +191,11 @@ class Unread(Model):
 
 
 class Listing(Model):
-    """All that may cost money under a prefix, and what could not be read."""
+    """All of ours that may cost money under a prefix, what only looks like ours, and what could not be read."""
 
     instances: tuple[Instance, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+    unproved: tuple[Unproved, ...] = ()
     incomplete: tuple[Unread, ...] = ()
 
     @property
@@ -311,6 +220,7 @@ class JobSpec(Model):
     deadline: datetime | None = (
         None  # the lease's end: where nothing else ends the machine, the supervisor ends the job
     )
+    notice_signal: str = ""  # what its processes are told by that the machine is taken back: TERM, USR1
 
 
 class MachineReport(Model):
@@ -320,13 +230,15 @@ class MachineReport(Model):
     driver: str | None = None
     disk_free_gb: float | None = None
     problem: str | None = None
+    is_unfit: bool = False  # the problem is the machine's own, for any job: it is not what it was sold as
 
 
 class JobResult(Model):
     """How the job ended. An exit code other than 0 is a result, not an exception."""
 
     exit_code: int | None  # None: it never ended by itself
-    outcome: Literal["exited", "timed out", "cancelled", "lost"] = "exited"
+    outcome: Literal["exited", "timed out", "cancelled", "lost", "over budget"] = "exited"
+    is_gone: bool = False  # a job that is lost: its machine was taken back, vanished or was restarted, by its provider's or its own word
     trouble: str = ""  # what went wrong beside the job itself: why it was lost, files that could not be brought back
     started_at: datetime
     ended_at: datetime
@@ -335,6 +247,9 @@ class JobResult(Model):
     outputs: tuple[str, ...] = ()  # the files that were brought back
     stored_under: str | None = None  # where in result storage the whole log (job.log) is, and they (in outputs/)
     machine: MachineReport | None = None
+    tries: int = 1  # on the machine that it ended on
+    cost: float | None = None  # USD of the whole run at most, as its providers bill, failed attempts included
+    cost_estimate: float | None = None  # USD of the whole run as it will probably be billed
 
     @property
     def duration_s(self) -> float:

@@ -1,0 +1,300 @@
+r"""A job's output in Prefect's log: posted directly, bounded, from a thread of its own that reads the log file.
+
+One record a line would be 331 lines/s and 560 MB of SQLite for a million lines; here a record holds up to 16 KB and ends at a line
+(Prefect Cloud takes 25,000 characters), and 50 go in one request. What follows the job only says how far the file has grown, so
+a slow or absent API holds up nothing and costs no memory: posting goes on when it is back.
+
+The logger's name says how far the output has been shown: `job@1048576`, of a second try `job@512/2`. After `cap_bytes` one record says that the rest is in the log
+file, then one a minute says how much there is, and the last lines come at the end. Decoded with replacement; of a line that
+overwrites itself with `\r` (a progress bar) what would stay on a terminal is shown, and colours are all that a terminal would obey: `readable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+from uuid import UUID
+
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import LogSort
+from prefect.context import SyncClientContext
+from prefect.runtime import flow_run, task_run
+
+from prefect_gpu.providers.core.aside import always
+from prefect_gpu.providers.core.machine import kept_log
+from prefect_gpu.providers.core.models import utc_now
+from prefect_gpu.providers.core.renting.plain_log import PlainLog, logger, readable
+
+CAP_BYTES: Final = 10_000_000
+RECORD_BYTES: Final = 16_000  # a character is at most one byte longer when decoded, and Cloud's limit is 25,000
+BATCH: Final = 50
+
+_FIRST_PAUSE_S = 0.05  # between two requests; the first line after a silence waits for none
+_LONGEST_PAUSE_S = 1.0
+_PARTIAL_LINE_S = 1.0  # so long a line may take to end before it is shown as it is
+_PROGRESS_S = 60.0
+_LONGEST_RETRY_S = 15.0
+_LOGGER = re.compile(r"job@(\d+)(?:/(\d+))?", re.ASCII)
+_log = logging.getLogger(__name__)
+
+
+class LogsClient(Protocol):
+    """The part of Prefect's synchronous client that is needed."""
+
+    def create_logs(self, logs: list[Any]) -> None: ...
+
+    def read_logs(
+        self,
+        log_filter: LogFilter | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        sort: LogSort | None = None,
+    ) -> list[Any]: ...
+
+
+ClientFactory = Callable[[], AbstractContextManager[LogsClient]]
+
+
+@contextlib.contextmanager
+def _prefect() -> Generator[LogsClient]:
+    """The client of the run around this call, which its threads may use too; a new one takes 20 ms."""
+    with SyncClientContext.get_or_create() as prefect:
+        yield prefect.client
+
+
+def shown_until(flow_run_id: UUID, client: ClientFactory = _prefect, tries: int = 1) -> int:
+    """The byte offset up to which the output of a job's try stands in its run's log: where a resumed run goes on. 0 if there is none."""
+    mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    with client() as api:
+        for page in range(50):  # a run's own lines after the job's last one are few
+            records = api.read_logs(mine, limit=200, offset=page * 200, sort=LogSort.TIMESTAMP_DESC)
+            for record in records:
+                match = _LOGGER.fullmatch(record.name)
+                if match is not None and int(match[2] or 1) == tries:
+                    return int(match[1])
+            if len(records) < 200:
+                break
+    return 0
+
+
+class _Said(NamedTuple):
+    """What a log past its cap was told already."""
+
+    cut: bool = False
+    end: bool = False
+    progress_at: float = 0.0
+
+
+class JobLog:
+    """Shows a growing log file in a run's log, from byte `start` on.
+
+    `output` is an `on_output` of `Machine.run`: it only notes how far the file has grown. `close` must be called.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        flow_run_id: UUID,
+        task_run_id: UUID | None = None,
+        *,
+        start: int = 0,
+        tries: int = 1,
+        cap_bytes: int = CAP_BYTES,
+        note: Callable[[str], object] = _log.warning,
+        client: ClientFactory = _prefect,
+        still_owns: Callable[[], bool] = always,
+    ) -> None:
+        self._path = path
+        self._run_id = flow_run_id
+        self._is_attached = False
+        self._tries = tries
+        self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
+        self._client = client
+        self._still_owns = still_owns
+        self.note = note  # an `on_link` of Machine.run
+        self._cap = cap_bytes
+        self._position = start  # shown up to here
+        self._grown_to = start
+        self._grown_at = 0.0
+        self._give_up_at: float | None = None
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._last_stamp = utc_now()
+        self._said = _Said()
+        context = contextvars.copy_context()  # Prefect's settings live in it
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="prefect-gpu job log", daemon=True)
+        self._thread.start()
+
+    @property
+    def shown(self) -> int:
+        """The output has been shown up to this byte."""
+        return min(self._position, self._cap)
+
+    @property
+    def cut_at(self) -> int | None:
+        """Where the cap cut the output, or None."""
+        return self._cap if self._grown_to > self._cap else None
+
+    def started(self, is_new: bool) -> None:
+        """Before any output, an `on_start` of `Machine.run`: a job that was attached to is shown from where the run's log ends."""
+        self._is_attached = not is_new
+
+    def output(self, offset: int, data: bytes) -> None:
+        """The log file has grown."""
+        self._grown_to = max(self._grown_to, offset + len(data))
+        self._grown_at = time.monotonic()
+        self._wake.set()
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Show what is left; how many bytes could not be shown because Prefect's API did not answer in time."""
+        self._give_up_at = time.monotonic() + timeout_s
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout_s + 1.0)
+        missing = max(0, min(self._grown_to, self._cap) - self._position)
+        if missing:
+            self.note(
+                f"Prefect took no more log records: the last {missing:,} bytes of the output are in the log file only"
+            )
+        return missing
+
+    # --- the thread -----------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        retry = _FIRST_PAUSE_S
+        while True:
+            try:
+                with self._client() as api:
+                    self._show(api)
+                    return
+            except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises, the job goes on
+                _log.debug("Prefect's API takes no log records: %s", error)
+            if self._give_up_at is not None and time.monotonic() > self._give_up_at:
+                return
+            if self._closing.wait(retry):
+                time.sleep(_FIRST_PAUSE_S)
+            retry = min(_LONGEST_RETRY_S, retry * 2)
+
+    def _show(self, api: LogsClient) -> None:
+        """Post until closed. A line after a silence goes at once, a stream of them in ever larger batches."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            is_closing = self._closing.is_set()  # read first: what was written before is shown
+            self._wake.clear()
+            if not self._still_owns():
+                return  # another process shows it from where the run's log ends
+            if self._is_attached:
+                self._position = shown_until(self._run_id, lambda: contextlib.nullcontext(api), self._tries)
+                self._is_attached = False
+            if self._post(api, is_final=is_closing):
+                self._closing.wait(pause)
+                pause = min(_LONGEST_PAUSE_S, pause * 2) if self._grown_to > self._position else _FIRST_PAUSE_S
+            elif is_closing:
+                return
+            elif self._position < self._cap:
+                self._wake.wait(_PARTIAL_LINE_S if self._position < self._grown_to else None)
+            else:
+                self._closing.wait(_LONGEST_PAUSE_S)
+
+    def _post(self, api: LogsClient, *, is_final: bool) -> bool:
+        """Post one batch; whether there was one."""
+        grown_to = self._grown_to
+        end = min(grown_to, self._cap)
+        records: list[dict[str, Any]] = []
+        position = self._position
+        if position < end:
+            # A line that the cap cuts never ends here, and a busy job is never silent.
+            is_cut = grown_to > self._cap
+            takes_partial = is_final or is_cut or time.monotonic() - self._grown_at >= _PARTIAL_LINE_S
+            with self._path.open("rb") as log:
+                while len(records) < BATCH and position < end:
+                    log.seek(position)
+                    data = _record(log.read(min(RECORD_BYTES, end - position)), takes_partial=takes_partial)
+                    if not data:
+                        break
+                    position += len(data)
+                    records.append(self._record(position, readable(data)))
+        said = self._said
+        if position >= self._cap and self._grown_to > self._cap:
+            more, said = self._after_the_cap(is_final=is_final)
+            records += more
+        if not records:
+            return False
+        api.create_logs(records)
+        self._position = position
+        self._said = said
+        return True
+
+    def _after_the_cap(self, *, is_final: bool) -> tuple[list[dict[str, Any]], _Said]:
+        now = time.monotonic()
+        records: list[dict[str, Any]] = []
+        said = self._said
+        if not said.cut:
+            said = said._replace(cut=True, progress_at=now + _PROGRESS_S)
+            text = f"... cut here after {self._cap:,} bytes: the whole output is in the log file"
+            records.append(self._record(self._cap, text))
+        elif now >= said.progress_at and not is_final:
+            said = said._replace(progress_at=now + _PROGRESS_S)
+            text = f"... {self._grown_to:,} bytes of output in the log file so far"
+            records.append(self._record(self._grown_to, text))
+        if is_final and not said.end:
+            said = said._replace(end=True)
+            left = self._grown_to - self._cap
+            tail = kept_log.last(self._path, min(left, RECORD_BYTES))
+            if left > RECORD_BYTES:
+                tail = tail.partition(b"\n")[2] or tail  # from the beginning of a line
+            text = f"... the end of {self._grown_to:,} bytes of output:\n{readable(tail)}"
+            records.append(self._record(self._grown_to, text))
+        return records, said
+
+    def _record(self, shown_until: int, message: str) -> dict[str, Any]:
+        # Prefect sorts by time, so no two records have the same.
+        self._last_stamp = max(utc_now(), self._last_stamp + timedelta(microseconds=1))
+        stamp = self._last_stamp.isoformat()
+        of_try = f"/{self._tries}" if self._tries > 1 else ""
+        return {"name": f"job@{shown_until}{of_try}", "level": 20, "message": message, "timestamp": stamp, **self._run}
+
+
+@contextlib.contextmanager
+def posting(path: Path, tries: int = 1, still_owns: Callable[[], bool] = always) -> Generator[JobLog | PlainLog]:
+    """A JobLog of the flow or task run that this is called in; closed at the end. `JobLog.started` is to be told.
+
+    A task that is called outside of any flow has no run whose log this could be: its output goes to Python's own logging.
+    """
+    run_id, task_id = flow_run.get_id(), task_run.get_id()
+    if run_id is None:
+        with contextlib.closing(PlainLog(path)) as plain:
+            yield plain
+        return
+    of = UUID(run_id), UUID(task_id) if task_id else None
+    log = JobLog(path, *of, tries=tries, note=logger().warning, still_owns=still_owns)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _record(data: bytes, *, takes_partial: bool) -> bytes:
+    """As much of `data` as makes a record: whole lines, or a piece of a line that is longer than a record or overdue."""
+    end = data.rfind(b"\n") + 1
+    if end:
+        return data[:end]
+    if len(data) < RECORD_BYTES and not takes_partial:
+        return b""
+    for back in range(1, min(4, len(data)) + 1):  # do not cut a character in two
+        lead = data[-back]
+        if lead >= 0xC0:
+            width = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return data[:-back] or data if back < width else data
+        if lead < 0x80:
+            break
+    return data

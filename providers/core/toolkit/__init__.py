@@ -1,0 +1,1 @@
+"""What drivers are built from. Reading order: http, answers, events, login, wire, pace, scopes, states, stock, options, companions, cloud_init, late_keys, notice, container_boot, log_file, network."""
