@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import boto3  # pyright: ignore[reportMissingTypeStubs] - it has none
 from prefect.blocks.abstract import CredentialsBlock
 from prefect_aws import AwsCredentials as PrefectAwsCredentials
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
+
+from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.network import Network, network_field, with_network
+from prefect_gpu.blocks.pages import logo, page
+
+if TYPE_CHECKING:
+    import boto3  # pyright: ignore[reportMissingTypeStubs] - it has none
 
 
 class AwsImage(BaseModel):
@@ -33,7 +38,7 @@ class AwsCredentials(CredentialsBlock):
         Load a saved account and ask who it is:
 
         ```python
-        from blocks.aws import AwsCredentials
+        from prefect_gpu.blocks.aws import AwsCredentials
 
         account = AwsCredentials.load("BLOCK_NAME")
         account.get_client("sts").get_caller_identity()
@@ -42,8 +47,9 @@ class AwsCredentials(CredentialsBlock):
 
     _block_type_name = "GPU: AWS"
     _block_type_slug = "gpu-aws"
-    _logo_url = "https://cdn.sanity.io/images/3ugk85nk/production/d74b16fe84ce626345adf235a47008fea2869a60-225x225.png"  # pyright: ignore[reportAssignmentType] - Prefect parses it
-    _documentation_url = "https://docs.aws.amazon.com/AWSEC2/latest/APIReference/"  # pyright: ignore[reportAssignmentType] - Prefect parses it
+    _description = "EC2 machines with GPUs, on demand and spot: an AWS account that jobs rent them from."
+    _logo_url = logo("aws")
+    _documentation_url = page("providers/aws/")
 
     aws: PrefectAwsCredentials | None = Field(
         default=None,
@@ -63,31 +69,10 @@ class AwsCredentials(CredentialsBlock):
     security_group: str | None = Field(
         default=None,
         title="Security group",
-        description="Name or id of an existing group that admits SSH. Empty: one that admits nothing but SSH is made.",
+        description="Name or id of an existing group that admits SSH. Empty: one is made that admits nothing but SSH.",
     )
-    ssh_from: list[str] = Field(
-        default_factory=lambda: ["0.0.0.0/0", "::/0"],
-        title="SSH is admitted from",
-        description="Address ranges that the group which is made admits, for example 203.0.113.0/24 or 203.0.113.7.",
-    )
-    private: bool = Field(
-        default=False,
-        title="Private addresses only",
-        description="Machines get no public address and are reached from inside the VPC or by the jump host.",
-    )
-    jump_host: str | None = Field(
-        default=None, title="Jump host", description="Host name or address on the way to private machines."
-    )
-    jump_port: int = Field(default=22, ge=1, le=65535, title="Jump host: port", description="Its SSH port.")
-    jump_user: str = Field(default="ubuntu", title="Jump host: user", description="Who logs in there.")
-    jump_private_key: SecretStr | None = Field(
-        default=None, title="Jump host: private key", description="In OpenSSH's format, without a passphrase."
-    )
-    jump_host_key: str | None = Field(
-        default=None,
-        title="Jump host: host key",
-        description="For example `ssh-ed25519 AAAA...`. Empty: pinned on first use, and said so.",
-    )
+    budget: AccountBudget = budget_field()
+    network: Network = network_field()
     gpu_image: AwsImage | None = Field(
         default=None,
         title="Image of GPU machines",
@@ -112,16 +97,7 @@ class AwsCredentials(CredentialsBlock):
         description="Id of a reservation or capacity block (cr-...). On-demand orders of its type in its zone are placed in it.",
     )
 
-    @field_validator("ssh_from")
-    @classmethod
-    def _are_address_ranges(cls, ranges: list[str]) -> list[str]:
-        canonical: list[str] = []
-        for text in ranges:
-            try:
-                canonical.append(str(ipaddress.ip_network(text)))
-            except ValueError:
-                raise ValueError(f"{text!r} is no address range: write for example 203.0.113.0/24") from None
-        return canonical
+    _reads_flat_fields = model_validator(mode="before")(with_network)
 
     def get_session(self) -> boto3.Session:
         """A new boto3 session with these credentials; asks STS first where they name a role to assume."""

@@ -60,8 +60,12 @@ class Machine:
         if self._server is not None:
             _loop().call_soon_threadsafe(self._server.close)
         if self._sshd is not None:
+            connections = _below(self._sshd.pid)
             self._sshd.kill()
             self._sshd.wait(10)
+            for pid in connections:  # each is a process of its own, which outlives the server
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + 10
         while processes := self.processes():
             for pid in processes:
@@ -161,6 +165,22 @@ class Machine:
         status = await child.wait()
         upward.cancel()
         channel.exit(status if status >= 0 else 128 - status)
+
+
+def _below(pid: int) -> list[int]:
+    """The pids of a process's children, and of theirs."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit():
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                parents.setdefault(parent, []).append(int(entry.name))
+    found, edge = list[int](), [pid]
+    while edge:
+        children = parents.get(edge.pop(), [])
+        found += children
+        edge += children
+    return found
 
 
 async def _pump_in(source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -> None:
