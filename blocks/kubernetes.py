@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from kubernetes import client, config  # pyright: ignore[reportMissingTypeStubs] - it has none
 from prefect.blocks.abstract import CredentialsBlock
@@ -13,6 +13,11 @@ from prefect_kubernetes.credentials import (  # pyright: ignore[reportMissingTyp
 )
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import override
+
+from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.pages import logo, page
+
+KUBECONFIG: Final = "~/.kube/config"  # looked for where a block names no other
 
 
 class KubernetesToleration(BaseModel):
@@ -57,7 +62,7 @@ class KubernetesCredentials(CredentialsBlock):
         Load a saved cluster and list its nodes:
 
         ```python
-        from blocks.kubernetes import KubernetesCredentials
+        from prefect_gpu.blocks.kubernetes import KubernetesCredentials
 
         cluster = KubernetesCredentials.load("BLOCK_NAME")
         cluster.get_client().list_node()
@@ -66,8 +71,9 @@ class KubernetesCredentials(CredentialsBlock):
 
     _block_type_name = "GPU: Kubernetes"
     _block_type_slug = "gpu-kubernetes"
-    _logo_url = "https://cdn.sanity.io/images/3ugk85nk/production/2d0b896006ad463b49c28aaac14f31e00e32cfab-250x250.png"  # pyright: ignore[reportAssignmentType] - Prefect parses it
-    _documentation_url = "https://kubernetes.io/docs/tasks/manage-gpus/scheduling-gpus/"  # pyright: ignore[reportAssignmentType] - Prefect parses it
+    _description = "A cluster of yours: each job is a pod with the GPUs that it asks for."
+    _logo_url = logo("kubernetes")
+    _documentation_url = page("providers/kubernetes/")
 
     kubernetes: PrefectKubernetesCredentials | None = Field(
         default=None, title="Kubernetes credentials", description="A saved block of prefect-kubernetes."
@@ -130,16 +136,51 @@ class KubernetesCredentials(CredentialsBlock):
     memory_gb: float = Field(
         default=2.0, gt=0, title="Memory request", description="In GB, where the job asks for none; it may use more."
     )
+    limits: Literal["as needed", "as requests"] = Field(
+        default="as needed",
+        title="Limits",
+        description="As needed: limits that equal the requests only where a quota or limit range of the namespace wants limits.",
+    )
+    cpu_limit: float | None = Field(
+        default=None, gt=0, title="CPU limit", description="In cores. Empty: what the node has free."
+    )
+    memory_limit_gb: float | None = Field(
+        default=None, gt=0, title="Memory limit", description="In GB. Empty: what the node has free."
+    )
+    shared_memory_gb: float | None = Field(
+        default=None,
+        gt=0,
+        title="Shared memory",
+        description="Size of /dev/shm in GB. Empty: half of the node's memory.",
+    )
+    security: Literal["image's own", "restricted"] = Field(
+        default="image's own",
+        title="Security context",
+        description="Restricted: what Pod Security's level of that name admits; the image must run as another user than root.",
+    )
+    run_as_user: int | None = Field(
+        default=None, ge=0, title="Run as user", description="Its number, for example 1000. Empty: the image's own."
+    )
+    read_only_root: bool = Field(
+        default=False,
+        title="Read-only root file system",
+        description="The job then writes to its home, /tmp and /var/tmp only.",
+    )
+    labels: dict[str, str] = Field(default_factory=dict, title="Labels", description="Every pod gets these too.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, title="Annotations", description="Every pod gets these too."
+    )
     priority_class: str | None = Field(default=None, title="Priority class", description="Name of a PriorityClass.")
     runtime_class: str | None = Field(
         default=None, title="Runtime class", description="Name of a RuntimeClass, for example nvidia."
     )
+    budget: AccountBudget = budget_field()
     scheduling_timeout_s: float = Field(
         default=5.0,
         ge=0,
         title="Wait for a node, in seconds",
-        description="So long a pod that fits no node may wait, unless pods of lower priority make room for it. "
-        "With a cluster autoscaler give it time, for example 300: from 60 on, nodes that are full count as offers too.",
+        description="How long an unschedulable pod may wait before the next offer is tried. With a cluster autoscaler give it "
+        "time, for example 300: from 60 on, nodes that are full count as offers too.",
     )
 
     @override
@@ -164,5 +205,14 @@ class KubernetesCredentials(CredentialsBlock):
             try:
                 load.load_incluster_config(client_configuration=configuration)
             except config.ConfigException:
-                load.load_kube_config(str(Path("~/.kube/config").expanduser()), context=self.context, **options)
+                load.load_kube_config(str(Path(KUBECONFIG).expanduser()), context=self.context, **options)
         return configuration
+
+    def contexts(self) -> list[str]:
+        """The names of the contexts in the kubeconfig file; none where it cannot be read."""
+        load: Any = config
+        try:
+            found, _ = load.list_kube_config_contexts(str(Path(self.kubeconfig or KUBECONFIG).expanduser()))
+        except (config.ConfigException, OSError, ValueError):
+            return []
+        return [str(one["name"]) for one in found]

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import yaml
 
-from blocks.kubernetes import KubernetesCredentials, KubernetesMount
-from providers.core.lease import realm_prefix
-from providers.core.models import Instance
+from prefect_gpu.blocks.kubernetes import KubernetesCredentials, KubernetesMount
+from prefect_gpu.providers.core.lease import realm_prefix
+from prefect_gpu.providers.core.models import Instance
 from tests.conformance import Faults
 
 KEPT = "kept"  # the realm of pods that outlive a test
@@ -34,7 +34,7 @@ case "$*" in
 *) more='' bus='' ;;
 esac
 case "$*" in
---query-gpu=*) while [ "$i" -lt "$(cat /etc/gpus/count)" ]; do
+*--query-gpu=*) while [ "$i" -lt "$(cat /etc/gpus/count)" ]; do
   printf "%d, GPU-%d, NVIDIA H100 80GB HBM3, 81559 MiB, 550.54.15${bus}${more}\\n" "$i" "$i"; i=$((i + 1)); done ;;
 *) echo 'NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: 12.4' ;;
 esac
@@ -240,18 +240,18 @@ class KubernetesFaults(Faults):
         return words
 
     def limit_rate(self) -> float:
-        self.wire.once(
-            lambda request: is_create(request) or is_get(request),
-            status(429, "too many requests", "TooManyRequests", retry_after="7"),
-        )
+        self.wire.once(is_get, status(429, "too many requests", "TooManyRequests", retry_after="7"))
         return 7
+
+    def limit_creates(self) -> None:
+        self.wire.once(is_create, status(429, "too many requests", "TooManyRequests", retry_after="7"))
 
     def break_creates(self) -> str:
         self.wire.once(is_create, status(500, "etcdserver: request timed out", "InternalError"))
         return "etcdserver: request timed out"
 
     def break_reads(self) -> str:
-        self.wire.once(
+        self.wire.always(
             is_get, status(503, "the server is currently unable to handle the request", "ServiceUnavailable")
         )
         return "unable to handle the request"

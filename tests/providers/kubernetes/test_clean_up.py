@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-pytest.importorskip("kubernetes", reason="needs the extra: pip install 'prefect-gpu[kubernetes]'")
+pytest.importorskip("kubernetes", reason="needs the extra kubernetes")
 
 from tests.clean_up import Asked, CleanUp, Left, gone_within
 from tests.fakes.kubernetes import Cluster
@@ -40,7 +40,7 @@ def provision(stack: Stack, cluster: Cluster) -> Iterator[UUID]:
         stack.account(cluster.credentials(stack.folder, mounts=good)),
         stack.account(cluster.credentials(stack.folder, mounts=bad), "broken"),
     ):
-        yield stack.deploy("flows.provision.provision", "kubernetes")
+        yield stack.deploy("prefect_gpu.flows.provision.provision", "kubernetes")
 
 
 @pytest.fixture(autouse=True)
@@ -102,4 +102,4 @@ def test_a_pod_with_fewer_gpus_than_promised_gets_no_job(
     stack.wait_for_state(run_id, "Failed")
     assert left() == []
     assert "it ran" not in stack.logs(run_id)
-    assert any("1 of them answer nvidia-smi" in line for line in stack.logs(run_id))
+    assert any("nvidia-smi shows only 1" in line for line in stack.logs(run_id))

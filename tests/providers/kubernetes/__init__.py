@@ -1,0 +1,1 @@
+"""Tests of the provider `kubernetes`, a file for each of its modules."""
