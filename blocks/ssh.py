@@ -8,36 +8,19 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-_HOST_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-\S+) [A-Za-z0-9+/]+=*(\s.*)?")
+from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.network import Hop, checked_host_key
+from prefect_gpu.blocks.pages import logo, page
+
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def _check_host_key(line: str | None) -> str | None:
-    if line is None or not line.strip():
-        return None
-    if not _HOST_KEY.fullmatch(line.strip()):
-        raise ValueError("this is no host key: paste a line of /etc/ssh/ssh_host_ed25519_key.pub, ssh-ed25519 AAAA...")
-    return line.strip()
+class SshJumpHost(Hop):
+    """A host in between; its key stands among the block's, since Prefect hides no secret that stands in a list."""
 
-
-class SshJumpHost(BaseModel):
-    """A host in between."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    address: str = Field(title="Address", description="Host name or IP address.")
-    port: int = Field(default=22, ge=1, le=65535, title="Port")
-    user: str = Field(default="root", title="User")
     key: str = Field(
         default="", title="Key", description="Name of one of the block's other keys. Empty: its private key."
     )
-    host_key: str | None = Field(
-        default=None,
-        title="Host key",
-        description="For example `ssh-ed25519 AAAA...`. Empty: pinned on first use, and said so.",
-    )
-
-    _is_host_key = field_validator("host_key")(_check_host_key)
 
 
 class SshHost(BaseModel):
@@ -74,7 +57,7 @@ class SshHost(BaseModel):
     )
     labels: dict[str, str] = Field(default_factory=dict, title="Labels", description="Yours; offers carry them.")
 
-    _is_host_key = field_validator("host_key")(_check_host_key)
+    _is_host_key = field_validator("host_key")(checked_host_key)
 
     @field_validator("gpu_slices")
     @classmethod
@@ -83,7 +66,7 @@ class SshHost(BaseModel):
         devices = [device for one in plain for device in one.split(",")]
         for device in devices:
             if not re.fullmatch(r"[A-Za-z0-9./-]+", device):
-                raise ValueError(f"{device!r} is no GPU: write indices or UUIDs with commas, for example 0,1")
+                raise ValueError(f"{device!r} is not a GPU: write indices or UUIDs with commas, for example 0,1")
         if len(set(devices)) != len(devices):
             raise ValueError("a GPU is in two slices: each may be in one only")
         return plain
@@ -102,7 +85,7 @@ class SshMachines(Block):
 
     Example:
         ```python
-        from blocks.ssh import SshMachines
+        from prefect_gpu.blocks.ssh import SshMachines
 
         machines = SshMachines.load("BLOCK_NAME")
         [host.name for host in machines.hosts]
@@ -111,8 +94,11 @@ class SshMachines(Block):
 
     _block_type_name = "GPU: own machines"
     _block_type_slug = "gpu-ssh"
-    _description = "A team's own machines, reached by SSH, each lent to one job at a time."
-    _documentation_url = "https://man.openbsd.org/ssh"  # pyright: ignore[reportAssignmentType] - pydantic reads a string
+    _description = (
+        "A team's own machines, reached by SSH: each is lent to one job at a time, whole or in slices of GPUs."
+    )
+    _logo_url = logo("ssh")
+    _documentation_url = page("providers/ssh/")
 
     hosts: list[SshHost] = Field(title="Machines", description="Each with its address and user.", min_length=1)
     private_key: SecretStr | None = Field(
@@ -127,6 +113,7 @@ class SshMachines(Block):
     jump: SshJumpHost | None = Field(
         default=None, title="Jump host", description="On the way to all machines without one."
     )
+    budget: AccountBudget = budget_field()
     timeout_s: float = Field(
         default=8.0,
         gt=0,

@@ -31,7 +31,7 @@ def hosts() -> Iterator[tuple[SshdHost, ...]]:
 @pytest.fixture(scope="module")
 def provision(stack: Stack, hosts: tuple[SshdHost, ...]) -> Iterator[UUID]:
     with stack.account(block(*hosts)):
-        yield stack.deploy("flows.provision.provision", "ssh")
+        yield stack.deploy("prefect_gpu.flows.provision.provision", "ssh")
 
 
 @pytest.fixture
