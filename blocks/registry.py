@@ -5,13 +5,15 @@ from __future__ import annotations
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from prefect_gpu.blocks.pages import logo, page
+
 
 class GpuRegistry(Block):
     """Credentials of the container registry that a GPU job's image comes from: `job.registry` names it.
 
     Example:
         ```python
-        from blocks.registry import GpuRegistry
+        from prefect_gpu.blocks.registry import GpuRegistry
 
         registry = GpuRegistry.load("BLOCK_NAME")
         ```
@@ -19,8 +21,9 @@ class GpuRegistry(Block):
 
     _block_type_name = "GPU registry"
     _block_type_slug = "gpu-registry"
-    _description = "Credentials of the container registry that a GPU job's image comes from."
-    _documentation_url = "https://docs.docker.com/reference/cli/docker/login/"  # pyright: ignore[reportAssignmentType] - pydantic reads a string
+    _description = "Who may pull the container image of a job from a private registry."
+    _logo_url = logo("registry")
+    _documentation_url = page("jobs/#images")
 
     server: str = Field(
         default="docker.io", title="Registry", description="The registry's host name, for example ghcr.io."
