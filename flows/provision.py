@@ -1,36 +1,21 @@
-"""Rent the right GPU, run one job on it, give it back: the product on one screen.
+"""Rent the right GPU, run one job on it, give it back: six steps, each a few lines of `flows/run/steps.py`.
 
-| step | what | where it is waited for, refused, explained |
-|---|---|---|
-| 1 | ask every provider at once | `steps.fetch_offers` |
-| 2 | rank what fits; what failed rules out what is like it | `steps.choose`, `providers.core.errors` |
-| 3 | one order under a name of its own, recorded before it is sent | `steps.create_instance`, `flows.record` |
-| 4 | wait until the machine answers with its own host key | `steps.wait_ready` |
-| 5 | run the job, follow its output, bring back its files | `steps.run_job` |
-| 6 | terminate, and see the provider's own list without it | `steps.give_back` |
-
-Every other way out goes through `finally`; when this process cannot, through the hook; when nobody can, through `reap`.
+What leaves the steps by any other way goes through `finally`; when this process cannot, the hook; when nobody can, `reap`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
-
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
-from pydantic import Field
 
-from flows import steps
-from flows.inputs import Refused
-from flows.ownership import remember_running_state
-from flows.reap import end_run
-from providers import DEFAULT_ACCOUNT, ProviderName
-from providers.core.errors import ProviderError
-from providers.core.models import Job, JobResult, Requirements
-
-ANY_MACHINE: Final = Requirements()
-PLAIN_JOB: Final = Job()
+from prefect_gpu.flows import fields as form
+from prefect_gpu.flows.run import steps
+from prefect_gpu.flows.run.giving_back import end_run
+from prefect_gpu.flows.run.ownership import remember_running_state
+from prefect_gpu.flows.run.request import Refused
+from prefect_gpu.providers.core.aside import Stopped
+from prefect_gpu.providers.core.errors import ProviderError
+from prefect_gpu.providers.core.models import JobResult
 
 
 @flow(
@@ -42,31 +27,20 @@ PLAIN_JOB: Final = Job()
     result_serializer="json",
 )
 def provision(
-    command: Annotated[
-        str | list[str],
-        Field(
-            title="Command", description="What to run: a shell line, or a list of words.", examples=["python train.py"]
-        ),
-    ],
-    gpu: Annotated[
-        str, Field(title="GPU", description="H100:8, A100:80GB, 24GB.., alternatives as H100:8|A100:8; empty: none.")
-    ] = "",
-    max_price: Annotated[
-        float | None, Field(title="Price limit", description="USD per hour for the whole machine; empty: none.")
-    ] = None,
-    providers: Annotated[
-        list[ProviderName], Field(title="Providers", description="Empty: all with saved credentials, and this machine.")
-    ] = [],  # noqa: B006 - Prefect shows it in the form and nothing changes it
-    order: Annotated[
-        Literal["price", "given"],
-        Field(title="Order", description="price: cheapest first. given: as the providers are listed."),
-    ] = "price",
-    requirements: Annotated[Requirements, Field(title="Requirements")] = ANY_MACHINE,
-    job: Annotated[Job, Field(title="Job")] = PLAIN_JOB,
-    account: Annotated[
-        str | dict[str, str],
-        Field(title="Account", description="Name of the saved credentials, or a map from provider to name."),
-    ] = DEFAULT_ACCOUNT,
+    command: form.Command,
+    gpu: form.Gpu = "",
+    max_price: form.MaxPrice = None,
+    providers: form.Providers = [],  # noqa: B006 - Prefect shows it in the form and nothing changes it
+    max_cost: form.MaxCost = None,
+    max_wait: form.MaxWait = "",
+    order: form.Order = "price",
+    resume: form.Resume = True,
+    retries: form.Retries = 0,
+    retry_exit_codes: form.RetryExitCodes = [],  # noqa: B006 - see above
+    requirements: form.Requirements = form.ANY_MACHINE,
+    job: form.Job = form.PLAIN_JOB,
+    account: form.Account = form.DEFAULT_ACCOUNT,
+    options: form.Options = {},  # noqa: B006 - see above
 ) -> State[JobResult]:
     """Rent the right GPU, run one job on it, give it back.
 
@@ -74,17 +48,26 @@ def provision(
         command: What to run: a shell line, or a list of words.
         gpu: `H100:8`, `A100:80GB`, `24GB..`, alternatives in order `H100:8|A100:8`; empty for none.
         max_price: USD per hour for the whole machine; empty for no limit.
-        providers: Whom to ask; empty for all with saved credentials, and this machine.
+        providers: Whom to ask; empty for all with saved credentials, or this machine if there are none.
+        max_cost: USD for the whole run, failed attempts included: it is stopped before more can be billed; empty for no limit.
+        max_wait: How long to look again while nothing is to be had: `30m`, `2h`, `1d`; empty for not at all.
         order: `price` tries the cheapest first, `given` the providers as they are listed.
-        requirements: What else the machine must have: cores, memory, disk, spot, regions, network.
+        resume: When the worker dies, another one goes on with the machine and its job; off: the machine is given back.
+        retries: How often a job that failed is run again, on the same machine and in the same directory.
+        retry_exit_codes: Only after these exit codes; empty for any but 0.
+        requirements: What else the machine must have: cores, memory, disk, spot, regions, network, trust.
         job: Environment, secrets, files up and back, code, image, timeout.
         account: Name of the saved credentials, or a map from provider to name.
+        options: By provider, what only it has, for example `{"aws": {"volume_type": "gp3"}}`.
     """
     try:
-        run = steps.begin(command, gpu, max_price, providers, order, requirements, job, account)
+        limits = steps.checked_limits(max_cost, max_wait, retries, retry_exit_codes, resume=resume)
+        run = steps.begin(command, gpu, max_price, providers, order, requirements, job, account, options, limits)
     except (Refused, ProviderError) as refused:
-        return Failed(message=str(refused))
+        return steps.refused(refused)
     try:
+        if run.result is not None:
+            return steps.ended(run, run.result)
         offers = steps.fetch_offers(run)  # 1
         for offer in steps.choose(run, offers):  # 2
             try:
@@ -97,5 +80,7 @@ def provision(
                 steps.give_back(run)  # 6
                 return steps.ended(run, result)
         return steps.not_found(run)
+    except Stopped as stop:
+        return steps.stopped(run, stop)
     finally:
         run.clean_up()

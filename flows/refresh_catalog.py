@@ -14,24 +14,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated, Any
+from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from pydantic import Field
 
-import providers as registry
-from flows import price_report, story
-from providers import DEFAULT_ACCOUNT, account_of
-from providers.core import collect, shared_prices
-from providers.core.collect import Collection
-from providers.core.contract import Provider
-from providers.core.errors import NotFound, ProviderError
-from providers.core.refresh import Refreshed, refresh
+from prefect_gpu import providers as registry
+from prefect_gpu.flows.report import prices
+from prefect_gpu.flows.report.artifacts import newest, publish
+from prefect_gpu.flows.report.refreshed import catalog
+from prefect_gpu.flows.run import outliving
+from prefect_gpu.flows.run.failure import failed
+from prefect_gpu.providers import DEFAULT_ACCOUNT, account_of
+from prefect_gpu.providers.core.catalog import collect, published, store
+from prefect_gpu.providers.core.catalog.collect import Collection
+from prefect_gpu.providers.core.catalog.refresh import Refreshed, refresh
+from prefect_gpu.providers.core.contract import Provider
+from prefect_gpu.providers.core.errors import NotFound, ProviderError
+from prefect_gpu.providers.core.renting import shared_prices
 
 PATIENCE_S = 15 * 60.0  # so long one provider may take
 MOST_EVENTS = 100  # price drops of one provider that are told one by one, the largest first
@@ -53,7 +59,7 @@ def refresh_catalog(
         str | dict[str, str],
         Field(title="Account", description="Name of the saved credentials, or a map from provider to name."),
     ] = DEFAULT_ACCOUNT,
-) -> State[dict[str, str]]:
+) -> State[Any]:
     """Collect the prices of all providers, check them, publish them, and say what changed.
 
     Args:
@@ -61,8 +67,14 @@ def refresh_catalog(
         accept: Providers whose prices are published even though they look wrong: you have looked.
         account: Name of the saved credentials, or a map from provider to name.
     """
+    outliving.outlive_worker()
+    for name in (*providers, *accept):
+        try:
+            store.folder_of(name)
+        except ValueError as wrong:
+            return failed(str(wrong))
     own = _with_prices_of_their_own(account)
-    names = list(dict.fromkeys(providers)) or sorted({*collect.PUBLISHED, *own})
+    names = list(dict.fromkeys(providers)) or sorted({*published.PROVIDERS, *own})
     refresh_one: Any = _refresh
     refreshing: dict[str, Any] = {name: refresh_one.submit(name, own.get(name), name in accept) for name in names}
     results: list[Refreshed] = []
@@ -70,10 +82,12 @@ def refresh_catalog(
         future.wait(timeout=PATIENCE_S)
         answer = future.result(raise_on_failure=False) if future.state.is_final() else None
         results.append(answer if isinstance(answer, Refreshed) else _gave_up(name, answer))
-    for result in results:
-        _tell(result)
-    create_markdown_artifact(price_report.markdown(results), key="prices", description="What the last refresh found.")
-    return _ended(results)
+    _tell(results)
+    _write_page(prices.markdown(results))
+    found = catalog(results)
+    if results and all(result.outcome == "kept" for result in results):
+        return failed(found.message, found=found)
+    return Completed(message=found.message, data=found)
 
 
 @task(name="refresh prices", task_run_name="{provider}", cache_policy=NO_CACHE, persist_result=False)
@@ -86,9 +100,9 @@ def _refresh(provider: str, account: str | None, accept_suspicious: bool) -> Ref
             offers = registry.library(provider).driver(account).collect_prices()
             if offers is not None:
                 return collect.from_offers(offers, f"{provider}'s own price list")
-        if provider not in collect.PUBLISHED:
+        if provider not in published.PROVIDERS:
             raise NotFound(f"nobody publishes prices of {provider}")
-        return collect.published(provider, unless=source)
+        return published.catalog(provider, unless=source)
 
     result = refresh(provider, collected, accept_suspicious=accept_suspicious)
     if result.outcome != "published":
@@ -99,6 +113,15 @@ def _refresh(provider: str, account: str | None, accept_suspicious: bool) -> Ref
     except ProviderError as failure:
         return replace(result, trouble=f"on this machine only: {failure.message}")
     return result
+
+
+def _write_page(page: str) -> None:
+    """The artifact `prices`, over the one of the last refresh: a version each hour is more than anybody reads."""
+    context = FlowRunContext.get()
+    run_id = context.flow_run.id if context and context.flow_run else None
+    before = newest(prices.CARD.key)
+    over = UUID(before["id"]) if before else None
+    publish(prices.CARD.key, "markdown", page, run_id, prices.CARD.question, over=over)
 
 
 def _with_prices_of_their_own(account: str | dict[str, str]) -> dict[str, str]:
@@ -126,35 +149,24 @@ def _gave_up(provider: str, failure: object) -> Refreshed:
     return Refreshed(provider, "kept", trouble=trouble)
 
 
-def _tell(result: Refreshed) -> None:
-    """A log line, an event for the provider, and one for each price that fell."""
+def _tell(results: list[Refreshed]) -> None:
+    """A log line and an event for each provider, and an event for each price that fell."""
     log = get_run_logger()
-    line = price_report.line(result)
-    (log.warning if result.outcome == "kept" else log.info)(line)
-    for finding in result.findings:
-        log.debug("%s %s: %s", result.provider, finding.rule.action, finding)
-    emit_event(
-        f"prefect-gpu.prices.{result.outcome}",
-        resource={
-            "prefect.resource.id": f"prefect-gpu.prices.{result.provider}",
-            "prefect.resource.name": f"prices of {result.provider}",
-            "provider": result.provider,
-        },
-        payload={"offers": result.offers, "what": line},
-    )
-    for drop in result.drops[:MOST_EVENTS]:
-        emit_event("prefect-gpu.price.dropped", **price_report.drop_event(drop))
-
-
-def _ended(results: list[Refreshed]) -> State[dict[str, str]]:
-    kept = [result for result in results if result.outcome == "kept"]
-    data = {result.provider: price_report.line(result) for result in results}
-    done = len(results) - len(kept)
-    message = f"{done} of {story.counted(len(results), 'provider')} refreshed"
-    if kept:
-        message += (
-            ": " + "; ".join(price_report.line(result) for result in kept[:3]) + ("; ..." if len(kept) > 3 else "")
+    for line in prices.lines([result for result in results if result.outcome != "kept"]):
+        log.info(line)
+    for line in prices.lines([result for result in results if result.outcome == "kept"]):
+        log.warning(line)
+    for result in results:
+        for finding in result.findings:
+            log.debug("%s %s: %s", result.provider, finding.rule.action, finding)
+        emit_event(
+            f"prefect-gpu.prices.{result.outcome}",
+            resource={
+                "prefect.resource.id": f"prefect-gpu.prices.{result.provider}",
+                "prefect.resource.name": f"prices of {result.provider}",
+                "provider": result.provider,
+            },
+            payload={"offers": result.offers, "what": prices.line(result)},
         )
-    if results and not done:
-        return Failed(message=message, data=data)
-    return Completed(message=message, data=data)
+        for drop in result.drops[:MOST_EVENTS]:
+            emit_event("prefect-gpu.price.dropped", **prices.drop_event(drop))

@@ -1,0 +1,1 @@
+"""One execution of `provision`. Reading order: steps, beginning, adopting, resuming, execution, giving_back, failure, run_log, record, ledger, budget, account_budget, quotas, ownership, request, limits, offers, sold_out, unfit, waiting, market, look, outputs, tries, story, cards, naming, outliving."""
