@@ -54,10 +54,10 @@ class CleanUp:
         gone_within(left, AFTER_END_S, time.monotonic())
         stack.wait_for_state(run_id, "Cancelled")
 
-    def test_after_kill_9_of_the_flow_process_nothing_is_left_within_60_s(
+    def test_after_kill_9_of_a_flow_process_that_is_not_to_go_on_nothing_is_left_within_60_s(
         self, stack: Stack, provision: UUID, asked: Asked, left: Left
     ) -> None:
-        run_id = start_long_job(stack, provision, asked, left)
+        run_id = start_long_job(stack, provision, {**asked, "resume": False}, left)
         os.kill(stack.flow_process(run_id), signal.SIGKILL)
         gone_within(left, AFTER_KILL_S, time.monotonic())
         stack.wait_for_state(run_id, "Crashed")
@@ -70,7 +70,7 @@ class CleanUp:
         os.kill(process, signal.SIGSTOP)
         try:
             assert stack.client.delete(f"/flow_runs/{run_id}").status_code in {204, 404}
-            reaping = stack.run(stack.deploy("flows.reap.reap", "reap"))
+            reaping = stack.run(stack.deploy("prefect_gpu.flows.reap.reap", "reap"))
             stack.wait_for_state(reaping, "Completed")
             gone_within(left, AFTER_END_S, time.monotonic())
         finally:

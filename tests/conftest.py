@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Prefect reads its home when it is imported. The user's own, with its profile and its results, is none of the tests' business.
 _home = tempfile.TemporaryDirectory(prefix="prefect-gpu-tests-", ignore_cleanup_errors=True)
 os.environ["PREFECT_HOME"] = f"{_home.name}/prefect"
+os.environ.setdefault("GPUHUNT_CATALOG_URL", "http://127.0.0.1:1")  # no test fetches what is published today
 if not os.access(os.environ.get("HOME", ""), os.W_OK):
     os.environ["HOME"] = _home.name
 
@@ -33,7 +34,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Side by side, a file's tests stay in one process, which has its fixtures; the cluster and real servers are had one by one."""
+    """Side by side, a file's tests stay in one process, which has its fixtures; the cluster is had one by one, real servers two at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -47,7 +48,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first: the tests that have to go one by one."""
-    items.sort(key=lambda item: ["cluster", "servers", ""].index(_shared(item.nodeid.partition("::")[0])))
+    items.sort(
+        key=lambda item: ["cluster", "servers of providers", "servers", ""].index(
+            _shared(item.nodeid.partition("::")[0])
+        )
+    )
 
 
 @functools.cache
@@ -56,7 +61,9 @@ def _shared(file: str) -> str:
     text = (Path(__file__).parents[1] / file).read_text()
     if "pytest.mark.kubernetes" in text:
         return "cluster"
-    return "servers" if "pytest.mark.server" in text else ""
+    if "pytest.mark.server" not in text:
+        return ""
+    return "servers of providers" if file.startswith("tests/providers/") else "servers"
 
 
 @pytest.fixture(scope="session")

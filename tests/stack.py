@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import socket
@@ -37,12 +38,14 @@ class Patient(httpx.HTTPTransport):
 class Stack:
     """The server, its API, and the worker that picks up runs of the deployments made here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "", host: str = "127.0.0.1") -> None:
+        """In a folder of its own; `database`: the address of a PostgreSQL database, instead of SQLite there."""
         self.folder = folder
+        self.host = host
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             self.port = probe.getsockname()[1]
-        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.api = f"http://{host}:{self.port}/api"
         self.env = {
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
@@ -53,17 +56,41 @@ class Stack:
             "PREFECT_WORKER_QUERY_SECONDS": "1",  # as the worker of `make run` does
             "PYTHONPATH": str(ROOT),
         }
+        if database:
+            self.env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         self.client = httpx.Client(base_url=self.api, timeout=60, transport=Patient())
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        self._spawn("server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        wait_until(self._is_healthy, 120, "the server's health")
-        self.client.post("/work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
-        self._spawn("worker", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
+        self.start_server()
+        self.make_pool()
+        self.start_worker()
+
+    def make_pool(self, name: str = POOL) -> None:
+        if self.client.get(f"/work_pools/{name}").status_code == 404:
+            self.client.post("/work_pools/", json={"name": name, "type": "process"}).raise_for_status()
+
+    def start_server(self) -> None:
+        self.spawn_server()
+        wait_until(self.is_healthy, 120, "the server's health")
+
+    def spawn_server(self) -> None:
+        """Start it, and wait for nothing."""
+        self.spawn("server", "-m", "prefect", "server", "start", "--host", self.host, "--port", str(self.port))
+
+    def start_worker(self, name: str = "worker", *start: str, pool: str = POOL, inside: tuple[str, ...] = ()) -> None:
+        """`start` is what to run in place of `-m prefect worker start`, `inside` what the command begins with."""
+        command = (*(start or ("-m", "prefect", "worker", "start")), "--pool", pool, "--type", "process")
+        self.spawn(name, *command, inside=inside)
+
+    def kill(self, name: str, number: int = signal.SIGKILL, within_s: float = 60) -> None:
+        """`kill -9` of the server or the worker alone; what the worker started goes on."""
+        process = self.processes.pop(name)
+        os.kill(process.pid, number)
+        process.wait(within_s)
 
     def stop(self) -> None:
-        for process in reversed(self._processes):
+        for process in reversed(self.processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -91,7 +118,7 @@ class Stack:
         with temporary_settings({PREFECT_API_URL: self.api}):
             type(block).delete(name, _sync=True)
 
-    def deploy(self, entrypoint: str, name: str, **env: str) -> UUID:
+    def deploy(self, entrypoint: str, name: str, pool: str = POOL, **env: str) -> UUID:
         """A deployment of the flow at a module path, its flow process with these variables; its id."""
         module, _, function = entrypoint.rpartition(".")
         flow_name = getattr(importlib.import_module(module), function).name
@@ -102,7 +129,7 @@ class Stack:
                 "name": name,
                 "flow_id": flow["id"],
                 "entrypoint": entrypoint,
-                "work_pool_name": POOL,
+                "work_pool_name": pool,
                 # Without a working directory Prefect copies the whole project for each run.
                 "job_variables": {
                     "working_dir": str(ROOT),
@@ -145,6 +172,12 @@ class Stack:
         question = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [row["message"] for row in self.client.post("/logs/filter", json=question).json()]
 
+    def record(self, run_id: UUID) -> list[dict[str, Any]]:
+        """The record of a run's orders, as its artifact has it."""
+        question = {"artifacts": {"key": {"any_": [f"attempts-{run_id}"]}}, "limit": 1}
+        rows = self.client.post("/artifacts/latest/filter", json=question).json()
+        return json.loads(rows[0]["data"]) if rows else []
+
     def wait_for_state(self, run_id: UUID, *names: str, within_s: float = 240) -> str:
         wait_until(lambda: self.state(run_id) in names, within_s, f"{' or '.join(names)} of {run_id}", self._tail)
         return self.state(run_id)
@@ -162,18 +195,23 @@ class Stack:
             found[:] = [pid for pid in _pids() if f"FLOW_RUN_ID={run_id}" in _environ(pid)]
             return bool(found)
 
-        wait_until(look, 60, f"the process of {run_id}")
+        wait_until(look, 60, f"the process of {run_id}", lambda: f"{self.state(run_id)}: {self.logs(run_id)[-20:]}")
         return found[-1]
 
-    def _is_healthy(self) -> bool:
+    def all_of(self, run_id: UUID) -> list[int]:
+        """Every process that works for a run beside its worker: what prepares it, and the one that runs the flow."""
+        return [pid for pid in _pids() if f"FLOW_RUN_ID={run_id}" in _environ(pid)]
+
+    def is_healthy(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
             return self.client.get("/health").status_code == 200
         return False
 
-    def _spawn(self, name: str, *arguments: str) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
+    def spawn(self, name: str, *arguments: str, inside: tuple[str, ...] = ()) -> None:
+        """Start a Python process beside them, which is ended with them."""
+        with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*inside, sys.executable, *arguments],
                 cwd=ROOT,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -181,16 +219,16 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._processes.append(process)
+        self.processes[name] = process
 
     def _tail(self) -> str:
         return (self.folder / "worker.log").read_text(errors="replace")[-3000:]
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Stack]:
+def running(folder: Path, database: str = "") -> Iterator[Stack]:
     """A stack that is stopped at the end, whatever happened."""
-    stack = Stack(folder)
+    stack = Stack(folder, database)
     try:
         stack.start()
         yield stack

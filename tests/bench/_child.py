@@ -10,11 +10,11 @@ import tempfile
 from typing import Any
 
 
-def in_a_process_of_its_own(module: str) -> Any:
+def in_a_process_of_its_own(module: str, *arguments: str) -> Any:
     """What the module's last line of output holds as JSON; the environment variable BENCH_HOME names the folder."""
     with tempfile.TemporaryDirectory() as home:
         child = subprocess.run(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *arguments],
             env={key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | {"BENCH_HOME": home},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -26,9 +26,9 @@ import gpuhunt
 from gpuhunt._internal import storage
 from gpuhunt._internal.catalog import ProviderCatalog
 
-from providers.core import catalog, changes, collect, prices, quality
-from providers.core.models import utc_now
-from providers.core.snapshot import Filters
+from prefect_gpu.providers.core.catalog import collect, query, rules, store
+from prefect_gpu.providers.core.catalog.filters import Filters
+from prefect_gpu.providers.core.models import utc_now
 from tests.bench import Metric
 from tests.fakes import catalogs
 
@@ -67,12 +67,12 @@ BROAD = Filters(min_gpu_memory=24)
 COLD = """
 import json, os, resource, sys, time
 import pydantic, asyncio, logging, threading, pathlib, hashlib  # what Prefect has imported already, as it has ...
-import providers.core.models  # ... the contract, which every flow needs
+import prefect_gpu.providers.core.models  # ... the contract, which every flow needs
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 before, began = rss(), time.perf_counter()
-from providers.core import catalog
-from providers.core.snapshot import Filters
+from prefect_gpu.providers.core.catalog import query as catalog
+from prefect_gpu.providers.core.catalog.filters import Filters
 found = catalog.query(Filters(gpu_name=("H100",), min_gpu_count=8, max_gpu_count=8, spot=True))
 print(json.dumps({"ms": (time.perf_counter() - began) * 1e3, "mb": rss() - before, "found": len(found)}))
 """
@@ -103,21 +103,16 @@ def _published(texts: dict[str, str]) -> dict[str, Metric]:
     for hour in range(3):
         began = time.perf_counter()
         for provider, collection in collections.items():
-            before = prices.opened(provider)
-            checked = quality.check(
-                provider,
-                collection,
-                lambda kept, before=before: changes.compare(before.all(), kept) if before else None,
-            )
+            checked = rules.check(provider, collection, store.opened(provider))
             assert not checked.refusals, [str(finding) for finding in checked.refusals]
-            prices.publish(
+            store.publish(
                 provider,
                 checked.prices,
                 collected_at=datetime.now(UTC) + timedelta(hours=hour),
                 source=f"gpuhunt {hour}",
             )
         seconds.append(time.perf_counter() - began)
-    offers = sum(snapshot.about.offers for name in prices.providers() if (snapshot := prices.opened(name)))
+    offers = sum(snapshot.about.offers for name in store.providers() if (snapshot := store.opened(name)))
     assert offers == TOTAL
     return {"catalog.publish_s": Metric(statistics.median(seconds), "s", 3.0, "lower")}
 
@@ -128,13 +123,13 @@ def _narrow(theirs: gpuhunt.Catalog, directory: Path) -> dict[str, Metric]:
     to_memory: list[float] = []
     to_directory: list[float] = []
     for round_ in range(15):
-        mine = statistics.median(_seconds(lambda: catalog.query(OUR_NARROW)) for _ in range(9))
+        mine = statistics.median(_seconds(lambda: query.query(OUR_NARROW)) for _ in range(9))
         ours.append(mine)
         to_memory.append(_seconds(lambda: theirs.query(**NARROW)) / mine)
         if round_ < 3:
             with patch.dict(os.environ, {"GPUHUNT_CATALOG_DIR": str(directory)}):
                 to_directory.append(_seconds(lambda: theirs.query(**NARROW)) / mine)
-    assert len(catalog.query(OUR_NARROW)) == len(theirs.query(**NARROW)) > 100
+    assert len(query.query(OUR_NARROW)) == len(theirs.query(**NARROW)) > 100
     return {
         "catalog.narrow_ms": Metric(statistics.median(ours) * 1e3, "ms", 2.0, "lower"),
         "catalog.narrow_vs_memory": Metric(statistics.median(to_memory), "x", 100.0, "higher"),
@@ -143,7 +138,7 @@ def _narrow(theirs: gpuhunt.Catalog, directory: Path) -> dict[str, Metric]:
 
 
 def _broad() -> dict[str, Metric]:
-    seconds = [_seconds(lambda: catalog.query(BROAD, limit=25)) for _ in range(41)]
+    seconds = [_seconds(lambda: query.query(BROAD, limit=25)) for _ in range(41)]
     return {"catalog.broad_ms": Metric(statistics.median(seconds) * 1e3, "ms", 5.0, "lower")}
 
 
@@ -157,7 +152,7 @@ def _worst(theirs: gpuhunt.Catalog) -> dict[str, Metric]:
             return sorted(theirs.query(**asked), key=attrgetter("price"))
 
         def our_answer(asked: Filters = our_filter, names: list[str] | None = names) -> list[Any]:
-            return catalog.query(asked, names, limit=25)
+            return query.query(asked, names, limit=25)
 
         assert [offer.price for offer in our_answer()] == [item.price for item in their_answer()[:25]], name
         pairs = [_seconds(their_answer) / statistics.median(_seconds(our_answer) for _ in range(7)) for _ in range(3)]

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flows import environment
+from prefect_gpu.flows.terminal import server
 from tests.bench import Metric
 from tests.bench._child import in_a_process_of_its_own
 
@@ -28,10 +28,11 @@ def measure() -> dict[str, Metric]:
 
 
 def _pairs() -> list[tuple[float, float]]:
-    with environment.reached(kept=False, home=Path(os.environ["BENCH_HOME"])) as place:
+    os.environ["PREFECT_GPU_HOME"] = os.environ["BENCH_HOME"]
+    with server.reached(kept=False) as place:
         place.wait_for_server()
-        import providers as registry
-        from providers.core.library import TaskLibrary
+        from prefect_gpu import providers as registry
+        from prefect_gpu.providers.core.renting.library import TaskLibrary
         from tests.fakes.reference import MachineType, Reference, ReferenceCloud, Terms, reference
 
         # The zones are tried in the order in which the catalog names them: all that is in the region `full` is sold out.
@@ -41,7 +42,9 @@ def _pairs() -> list[tuple[float, float]]:
             Path(os.environ["BENCH_HOME"]) / "cloud.db", Terms(zones=zones, types=(cheap,), has_ssh=True)
         )
         library: TaskLibrary[Any] = TaskLibrary(Reference)
-        library._drivers["default"] = reference(cloud)
+        # Or the second run would pass over what the first one was refused.
+        library.capabilities = library.capabilities.model_copy(update={"sold_out_s": 0.0})
+        library.connections.drivers["default"] = reference(cloud)
         registry.library = lambda _name: library
         registry.enabled = lambda *_: ["reference"]  # pyright: ignore[reportAttributeAccessIssue]
         cloud.fault("create", "sold out", times=None, region="full")
@@ -57,8 +60,8 @@ def _run(**requirements: Any) -> float:
     """From Running to the final state, as the server has it."""
     from prefect.client.orchestration import get_client
 
-    from flows.provision import provision
-    from providers.core.models import Requirements
+    from prefect_gpu.flows.provision import provision
+    from prefect_gpu.providers.core.requests import Requirements
 
     state: Any = provision(command="true", requirements=Requirements(**requirements), return_state=True)
     assert state.is_completed(), state.message

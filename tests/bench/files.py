@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from providers.core.files import download, upload
-from providers.core.jobs import Machine
+from prefect_gpu.providers.core.machine.download import download
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.machine.upload import upload
 from tests.bench import Metric
 from tests.fakes.sshd import has_openssh, openssh_server, ssh_options
 

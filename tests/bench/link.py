@@ -7,9 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-from providers.core.jobs import Machine
-from providers.core.models import JobSpec
-from providers.core.remote import connect
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.machine.ssh import connect
+from prefect_gpu.providers.core.models import JobSpec
 from tests.bench import Metric
 from tests.fakes.proxy import proxy
 from tests.fakes.sshd import asyncssh_server

@@ -19,8 +19,8 @@ from uuid import uuid4
 
 import httpx
 
-from providers.core.jobs import Machine
-from providers.core.models import JobSpec
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.models import JobSpec
 from tests.bench import Metric
 from tests.fakes.sshd import Server, asyncssh_server, free_port, has_openssh, openssh_server, ssh_options
 
@@ -135,7 +135,7 @@ def _attached(folder: Path, expected: str) -> dict[str, Metric]:
     from prefect import flow
     from prefect.client.orchestration import get_client
 
-    from providers.core.joblog import CAP_BYTES, posting
+    from prefect_gpu.providers.core.renting.job_log import CAP_BYTES, posting
 
     figures: dict[str, Metric] = {}
 
@@ -175,7 +175,7 @@ def _first_lines(server: Server, folder: Path, figures: dict[str, Metric]) -> No
     """Lines that say when they were written, at odd moments; when each was received."""
     from prefect.client.orchestration import get_client
 
-    from providers.core.joblog import JobLog
+    from prefect_gpu.providers.core.renting.job_log import JobLog
 
     machine = Machine(server.connect, root=str(folder / "root3"))
     lags: list[float] = []

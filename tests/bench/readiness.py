@@ -11,8 +11,8 @@ import tempfile
 import time
 import uuid
 
-from providers.core.jobs import Machine
-from providers.core.models import JobSpec
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.models import JobSpec
 from tests.bench import Metric
 from tests.fakes.sshd import Server, asyncssh_server, has_openssh, openssh_server, ssh_options
 

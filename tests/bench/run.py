@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment
+from prefect_gpu.flows.terminal import server
 from tests.bench import Metric
 from tests.bench._child import in_a_process_of_its_own
 
@@ -35,11 +35,12 @@ def measure() -> dict[str, Metric]:
 
 
 def _pairs() -> list[tuple[float, float]]:
-    with environment.reached(kept=False, home=Path(os.environ["BENCH_HOME"])) as place:
+    os.environ["PREFECT_GPU_HOME"] = os.environ["BENCH_HOME"]
+    with server.reached(kept=False) as place:
         place.wait_for_server()
         from prefect import flow, task
 
-        from flows.provision import provision
+        from prefect_gpu.flows.provision import provision
 
         @task
         def nothing() -> None: ...
@@ -70,10 +71,11 @@ def _seconds(call) -> float:
 
 
 def _server_and_ssh() -> float:
-    from providers.core import keys
-    from providers.core.lease import Lease
-    from providers.core.models import LaunchSpec, Requirements, utc_now
-    from providers.local import Local
+    from prefect_gpu.providers.core.lease import Lease
+    from prefect_gpu.providers.core.machine import keys
+    from prefect_gpu.providers.core.models import LaunchSpec, utc_now
+    from prefect_gpu.providers.core.requests import Requirements
+    from prefect_gpu.providers.local.driver import Local
 
     driver, secret = Local(), b"s" * 32
     deadline = utc_now() + timedelta(minutes=10)

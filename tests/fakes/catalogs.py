@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from providers.core import places
+from prefect_gpu.providers.core.catalog import places
 
 COLUMNS = [
     *(

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from providers.core import loopback
-from providers.core.contract import Billing, Capabilities, Provider
-from providers.core.errors import (
+from prefect_gpu.blocks.budget import AccountBudget
+from prefect_gpu.providers.core.contract import Billing, Capabilities, Provider
+from prefect_gpu.providers.core.errors import (
     AuthFailed,
     InstanceFailed,
     InsufficientFunds,
@@ -46,8 +46,8 @@ from providers.core.errors import (
     Unconfirmed,
     Unsupported,
 )
-from providers.core.matching import fits
-from providers.core.models import (
+from prefect_gpu.providers.core.gpu.matching import fits
+from prefect_gpu.providers.core.models import (
     Availability,
     Instance,
     InstanceState,
@@ -57,10 +57,12 @@ from providers.core.models import (
     Listing,
     Model,
     Offer,
-    Requirements,
     SshEndpoint,
+    Unproved,
     Unread,
 )
+from prefect_gpu.providers.core.requests import Requirements
+from prefect_gpu.providers.local import give_back, listing, order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,7 @@ Fate = Literal[  # of an instance, injected at its create
     "twice",  # one order, two instances
     "leaves a disk",
     "never ends",  # terminate is accepted and nothing happens, until `mend()`
+    "ends late",  # terminate is accepted and takes `seconds` more
 ]
 
 
@@ -160,6 +163,7 @@ class Order:
     status: str
     ordered_at: float
     ended_at: float | None
+    fate: str | None = None  # that a test gave it
 
     @property
     def is_alive(self) -> bool:
@@ -271,13 +275,13 @@ class ReferenceCloud:
         with self._transaction():
             self._db.execute("UPDATE orders SET word = ? WHERE id = ?", (status, instance_id))
 
-    def order_by_hand(self, name: str) -> None:
-        """Somebody's own instance, ordered on the vendor's web page."""
+    def order_by_hand(self, name: str) -> str:
+        """Somebody's own instance, ordered on the vendor's web page, which shows as much; its id."""
         terms = self.terms
         region, zones = next(iter(terms.zones.items()))
         body = {"name": name, "region": region, "zone": zones[0], "type": terms.types[0].name}
         with self._transaction():
-            self._insert(body | {"spot": False, "deadline": None}, self.now(), terms, [])
+            return self._insert(body | {"spot": False, "deadline": None}, self.now(), terms, [])["id"]
 
     def orders(self, prefix: str = "") -> list[Order]:
         """Every instance that was ever ordered, oldest first."""
@@ -340,7 +344,7 @@ class ReferenceCloud:
             now = self.now()
             terms = self.terms
             delay = max((fault.seconds for fault in faults if fault.what == "late"), default=0.0)
-            fates = [fault for fault in faults if fault.what in _FATES]
+            fates = [fault for fault in faults if fault.what in _FATES or fault.what == "late"]
             with self._transaction():
                 same = self._db.execute(
                     "SELECT * FROM orders WHERE name = ? AND zone = ? ORDER BY n LIMIT 1", (body["name"], body["zone"])
@@ -396,6 +400,8 @@ class ReferenceCloud:
             disk = self._db.execute("SELECT * FROM disks WHERE id = ?", (instance_id,)).fetchone()
             if row is None and disk is None:
                 raise VendorError(404, "no_such_instance", f"there is no instance {instance_id}")
+            if row is not None and _is_by_hand(row):
+                raise VendorError(409, "by_hand", f"{instance_id} was ordered on the web page: end it there")
             with self._transaction():
                 if disk is not None:
                     self._db.execute("DELETE FROM disks WHERE id = ?", (instance_id,))
@@ -495,7 +501,8 @@ class ReferenceCloud:
         if row["ended_at"] is not None:
             ends.append((row["ended_at"], "ended"))
         if row["end_asked_at"] is not None and row["fate"] != "never ends":
-            ends.append((row["end_asked_at"] + self.terms.terminate_s, "ended"))
+            late_s = row["fate_at"] - row["ordered_at"] if row["fate"] == "ends late" else 0.0
+            ends.append((row["end_asked_at"] + self.terms.terminate_s + late_s, "ended"))
         if row["deadline"] is not None and row["fate"] != "never ends":
             ends.append((row["deadline"], "ended"))
         if row["fate"] == "interrupted":
@@ -531,7 +538,7 @@ class ReferenceCloud:
 
     def _order(self, row: sqlite3.Row, now: float) -> Order:
         end = self._end_of(row, now)
-        columns = ("id", "name", "region", "zone", "type", "price", "ordered_at")
+        columns = ("id", "name", "region", "zone", "type", "price", "ordered_at", "fate")
         return Order(
             **{column: row[column] for column in columns},
             spot=bool(row["spot"]),
@@ -556,13 +563,14 @@ class ReferenceCloud:
             "spot": bool(row["spot"]),
             "price": row["price"],
             "created": row["ordered_at"],
+            "by_hand": _is_by_hand(row),
             "address": address,
         }
 
     def _address(self, row: sqlite3.Row) -> dict[str, Any] | None:
         if not self.terms.has_ssh:
             return {"host": "192.0.2.1", "port": 22, "user": "root"}  # TEST-NET-1: answers nobody
-        machine = loopback.read(self._machines, _machine_name(row))
+        machine = listing.read(self._machines, _machine_name(row))
         if machine is None or machine.state is not InstanceState.RUNNING:
             return None
         return {"host": "127.0.0.1", "port": machine.port, "user": machine.user}
@@ -585,7 +593,7 @@ class ReferenceCloud:
                     self._boot(row)
                 continue
             if has_ssh:
-                loopback.end(self._machines, _machine_name(row))
+                give_back.end(self._machines, _machine_name(row))
             with self._transaction():
                 if status == "ended":  # what was reclaimed is still to be given back
                     self._db.execute("UPDATE orders SET is_settled = 1 WHERE id = ?", (row["id"],))
@@ -609,8 +617,8 @@ class ReferenceCloud:
             client_public_key=body["key"],
             host_key=KeyPair(private=SecretStr(body["host_key"]), public=body["host_key_public"]),
         )
-        with contextlib.suppress(loopback.Exists):  # another process booted it in this moment
-            loopback.start(self._machines, spec)
+        with contextlib.suppress(order.Exists):  # another process booted it in this moment
+            order.start(self._machines, spec)
 
     def _by_id(self, instance_id: str) -> sqlite3.Row | None:
         return next(iter(self._rows("SELECT * FROM orders WHERE id = ?", (instance_id,))), None)
@@ -636,6 +644,10 @@ class ReferenceCloud:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+def _is_by_hand(row: sqlite3.Row) -> bool:
+    return "key" not in json.loads(row["body"])
 
 
 def _machine_name(row: sqlite3.Row) -> str:
@@ -666,6 +678,7 @@ class ReferenceAccount(Model):
 
     cloud: str
     api_key: SecretStr
+    budget: AccountBudget = AccountBudget()
 
 
 _ERRORS: dict[str, type[ProviderError]] = {
@@ -703,7 +716,7 @@ class Reference(Provider[ReferenceAccount]):
         host_key="placed",
         needs_catalog=False,
         boot_deadline_s=60,
-        billing=Billing(starts="order", step_s=1, minimum_s=0),
+        billing=Billing(step_s=1, minimum_s=0),
     )
     states: ClassVar[dict[str, InstanceState]] = _STATES
 
@@ -773,10 +786,13 @@ class Reference(Provider[ReferenceAccount]):
 
     def list_instances(self, prefix: str) -> Listing:
         found: list[Instance] = []
+        strangers: list[Unproved] = []
         unread: list[Unread] = []
         for region in self.cloud.terms.zones:
             try:
-                found += [self._instance(row) for row in self._region(region) if row["name"].startswith(prefix)]
+                rows = [row for row in self._region(region) if row["name"].startswith(prefix)]
+                found += [self._instance(row) for row in rows if not row.get("by_hand")]
+                strangers += [_unproved(row) for row in rows if row.get("by_hand")]
             except AuthFailed:
                 raise
             except ProviderError as error:
@@ -788,7 +804,12 @@ class Reference(Provider[ReferenceAccount]):
             for disk in disks
             if disk["name"].startswith(prefix)
         ]
-        return Listing(instances=tuple(found), leftovers=tuple(leftovers), incomplete=tuple(unread))
+        return Listing(
+            instances=tuple(found),
+            leftovers=tuple(leftovers),
+            unproved=tuple(strangers),
+            incomplete=tuple(unread),
+        )
 
     def terminate_instance(self, instance_id: str) -> None:
         try:
@@ -812,7 +833,7 @@ class Reference(Provider[ReferenceAccount]):
         address = row["address"]
         return Instance(
             id=row["id"],
-            name=row["name"],
+            name="" if row.get("by_hand") else row["name"],
             provider=self.name,
             state=self.states.get(row["status"], InstanceState.UNKNOWN),
             region=row["region"],
@@ -824,6 +845,11 @@ class Reference(Provider[ReferenceAccount]):
             spot=row["spot"],
             raw={"status": row["status"]},
         )
+
+
+def _unproved(row: dict[str, Any]) -> Unproved:
+    reason = "it was ordered on the vendor's web page"
+    return Unproved(id=row["id"], kind="instance", name=row["name"], region=row["region"], reason=reason)
 
 
 @contextmanager
@@ -842,7 +868,8 @@ def _vendor_errors(call: str, *, is_order: bool = False) -> Iterator[None]:
             raise RateLimited(said, code=error.code, retry_after_s=error.retry_after_s or 1) from None
         if error.status >= 500:
             raise (Unconfirmed if is_order else Transient)(said, code=str(error.status)) from None
-        raise _ERRORS.get(error.code or "", InvalidRequest)(said, code=error.code) from None
+        reach = "provider" if error.status == 401 else None
+        raise _ERRORS.get(error.code or "", InvalidRequest)(said, code=error.code, reach=reach) from None
 
 
 def reference(cloud: ReferenceCloud, driver: type[Reference] = Reference, **capabilities: Any) -> Reference:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import providers as registry
-from flows import provision as provision_module
-from flows import steps
-from providers.core.library import TaskLibrary
-from providers.core.models import Instance, LaunchSpec, Offer
-from providers.local import Local
+from prefect_gpu import providers as registry
+from prefect_gpu.flows import provision as provision_module
+from prefect_gpu.flows.run import steps
+from prefect_gpu.providers.core.models import Instance, LaunchSpec, Offer
+from prefect_gpu.providers.core.renting.library import TaskLibrary
+from prefect_gpu.providers.local.driver import Local
 
 
 class SlowToAnswer(Local):

@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import asyncssh
 
-from providers.core.contract import Connection
-from providers.core.keys import derive
-from providers.core.models import KeyPair, SshEndpoint
-from providers.core.remote import connect
+from prefect_gpu.providers.core.contract import Connection
+from prefect_gpu.providers.core.machine.keys import derive
+from prefect_gpu.providers.core.machine.ssh import connect
+from prefect_gpu.providers.core.models import KeyPair, SshEndpoint
 
 SSHD = "/usr/sbin/sshd"
 
@@ -186,8 +186,8 @@ async def _serve() -> None:
             feed.cancel()
 
     server = await asyncssh.listen(
-        "127.0.0.1",
-        0,
+        keys.get("address", "127.0.0.1"),
+        keys.get("port", 0),
         server_host_keys=[asyncssh.import_private_key(keys["host"])],
         authorized_client_keys=may_log_in,
         server_factory=Doorman,

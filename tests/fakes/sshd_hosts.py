@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blocks.ssh import SshHost, SshMachines
-from providers.core.keys import derive
-from providers.core.models import KeyPair, SshEndpoint
+from prefect_gpu.blocks.ssh import SshHost, SshMachines
+from prefect_gpu.providers.core.machine.keys import derive
+from prefect_gpu.providers.core.models import KeyPair, SshEndpoint
 
 SSHD = Path("/usr/sbin/sshd")
 _PREFIX = "pgh"
@@ -62,7 +62,8 @@ class SshdHost:
         self.folder = folder
         self.home = folder / "home"
         self.bin = folder / "bin"
-        self.claims = folder / "var-tmp" / "prefect-gpu-claims"
+        self.claims = folder / "var-tmp" / "prefect-gpu-claims-0"
+        self.shared_claims = folder / "var-tmp" / "prefect-gpu-claims"  # the first version's
         self.host_key = derive(b"tests", f"{name} {folder.name}", "host")
         self._netns = f"{_PREFIX}-{os.getpid()}-{folder.name}-{name}"
         suffix = os.urandom(4).hex()
