@@ -48,6 +48,10 @@ BY_HAND: Final[Mapping[str, ByHand]] = {
         "https://dashboard.tensordock.com/",
         'curl -X DELETE -H "Authorization: Bearer $KEY" https://dashboard.tensordock.com/api/v2/instances/{id}',
     ),
+    "runpod": ByHand(
+        "https://console.runpod.io/pods",
+        'curl -X DELETE -H "Authorization: Bearer $KEY" https://api.runpod.io/v2/pods/{id}',
+    ),
     "vastai": ByHand("https://cloud.vast.ai/instances/", "vastai destroy instance {id}"),
 }
 
