@@ -1,4 +1,4 @@
 """Credentials as Prefect blocks, one file per provider, and what belongs to no provider. Importing this package imports nothing.
 
-In reading order: collection (all of them, for Prefect to find), pages (their links), realm, registry, aws, kubernetes, ssh.
+In reading order: collection (all of them, for Prefect to find), pages (their links), realm, server (whose realm it is), registry, aws, kubernetes, ssh.
 """

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import secrets
 import string
-import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Final, cast
-from urllib.parse import urlsplit
-from uuid import getnode
 
-import httpx
 from prefect.blocks.core import Block
-from prefect.context import SyncClientContext
 from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
 from prefect_gpu.blocks.pages import logo, page
+from prefect_gpu.blocks.server import FROM, NAMED, VARIABLE, this_server
 
 NAME: Final = "default"
-_MACHINE_ID: Final = Path("/etc/machine-id")
-_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+MAX_PLACES: Final = 50  # containers and hosts of one address that are known at a time
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -77,20 +69,46 @@ class GpuRealm(Block):
         description="Jobs may name only Secret blocks whose names begin with it. Empty: any.",
     )
 
+    def is_of(self, server: str) -> bool:
+        """Whether this realm is that server's: it was made by it, or an operator said so, or nobody knows whose it is."""
+        return not self.servers or any(one == server or one.startswith(f"{server} ") for one in self.servers)
+
+    def may_be_of(self, server: str) -> bool:
+        """Whether it is that server's by the address, though not by the place that it is asked from."""
+        address, at, _ = server.partition(FROM)
+        return bool(at) and any(one.startswith(f"{address}{FROM}") for one in self.servers)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is known by the name of its server."""
+        return any(one.startswith(NAMED) for one in self.servers)
+
     def must_be_of(self, server: str) -> None:
         """Raise NotItsServer where this realm was made by another Prefect server than the one that is asked now."""
-        if self.servers and not any(one == server or one.startswith(f"{server} ") for one in self.servers):
-            raise NotItsServer(
-                f"the realm {self.realm} belongs to the Prefect server {self.servers[0]}, and this is {server}: nothing was bought or "
-                "terminated. If it is the same server under a new address, or its successor, say so once with "
-                "`prefect deployment run reap/default -p trust_server=true`; if it is a copy, delete its block gpu-realm/default"
+        if self.is_of(server):
+            return
+        is_lasting = FROM not in server
+        raise NotItsServer(
+            f"the realm {self.realm} belongs to the Prefect server {self.servers[0]}, and this is {server}: nothing was bought or "
+            "terminated. If it is the same server under a new address, or its successor, say so once with "
+            "`prefect deployment run reap/default -p trust_server=true`; if it is a copy, delete its block gpu-realm/default"
+            + (
+                ""
+                if is_lasting
+                else f". So that new containers and hosts are known, give the server a name, {VARIABLE} for its workers"
             )
+        )
 
     def trust(self, server: str) -> GpuRealm:
-        """This realm belongs to that server too, from now on."""
+        """This realm belongs to that server too, from now on. Of places of one address the latest are known."""
         if server in self.servers:
             return self
-        trusted = self.model_copy(update={"servers": [*self.servers, server]})
+        saved = self._load()  # what an operator changed meanwhile stays
+        servers = [one for one in saved.servers if one != server]
+        places = [one for one in servers if FROM in one]
+        forgotten = places[: max(0, len(places) + 1 - MAX_PLACES)]
+        servers = [one for one in servers if one not in forgotten]
+        trusted = saved.model_copy(update={"servers": [*servers, server]})
         trusted.save(NAME, overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue] - async dispatch
         _of_server.cache_clear()
         return trusted
@@ -131,48 +149,3 @@ class GpuRealm(Block):
 def _of_server(url: str | None) -> GpuRealm:
     del url  # the key: another server has another realm
     return GpuRealm.load_or_make()
-
-
-def this_server(*, with_home: bool = True) -> str:
-    """What tells the Prefect server that is asked now from one that has a copy of its database.
-
-    Its address; where a process on this host is meant, whose port may change, the host and the server's own folder, which a call tells. A name without a
-    dot means another host in each Kubernetes namespace.
-    """
-    url = get_current_settings().api.url
-    address = urlsplit(url or "")
-    host = (address.hostname or "").lower()
-    if _is_here(host):
-        return f"{_host_id()} {_home_of_server()}" if with_home else _host_id()
-    if "." not in host and ":" not in host and _NAMESPACE.exists():
-        host = f"{host}.{_NAMESPACE.read_text().strip()}"
-    port = f":{address.port}" if address.port else ""
-    return f"{host}{port}{address.path.rstrip('/').removesuffix('/api')}"
-
-
-def _host_id() -> str:
-    """This host, by what neither its name nor its network changes. A container has no identity of its own that outlives it."""
-    known = ""
-    with suppress(OSError):
-        known = _MACHINE_ID.read_text().strip()
-    if not known and sys.platform != "linux":
-        known = str(getnode())
-    return f"host-{hashlib.sha256(f'prefect-gpu {known}'.encode()).hexdigest()[:8]}" if known else "container"
-
-
-def _home_of_server() -> str:
-    with SyncClientContext.get_or_create() as prefect:
-        try:
-            return str(prefect.client.request("GET", "/admin/settings").json()["home"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return ""  # it does not say
-
-
-def is_own_server() -> bool:
-    """Whether the Prefect server is a process of this host, as one's own is, or in this very process."""
-    host = (urlsplit(get_current_settings().api.url or "").hostname or "").lower()
-    return _is_here(host)
-
-
-def _is_here(host: str) -> bool:
-    return host in {"", "localhost", "::1"} or host.startswith("127.")

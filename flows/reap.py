@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import Field
 
-from prefect_gpu.blocks.realm import GpuRealm, NotItsServer, this_server
+from prefect_gpu.blocks.realm import NotItsServer
 from prefect_gpu.flows.reaping import by_hand
 from prefect_gpu.flows.reaping.memory import keep, recall
 from prefect_gpu.flows.reaping.siblings import SKIPPED, has_a_wish, has_looked_since
@@ -26,6 +26,7 @@ from prefect_gpu.flows.reaping.sweep import Sweep
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import outliving
 from prefect_gpu.flows.run.failure import failed
+from prefect_gpu.flows.run.own_realm import own_realm
 
 SILENT_S: Final = 90  # three heartbeats; the second look takes two more
 
@@ -70,7 +71,7 @@ def reap(
     if not has_a_wish(context.parameters or {}) and has_looked_since(memory.looked_at, context.flow_run):
         return Completed(name=SKIPPED, message="another reap has looked since this one was called for")
     try:
-        own = _own_realm(trust_server=trust_server)
+        own = own_realm(trust_server=trust_server).realm
     except NotItsServer as other:
         return failed(str(other))
     sweep = Sweep(own, realm, dry_run=dry_run, log=log)
@@ -100,12 +101,3 @@ def reap(
             by_hand.tell(one)
         return failed("; ".join(by_hand.told(one) for one in late), found=sweep.reaped(message))
     return Completed(message=message, data=sweep.reaped(message))
-
-
-def _own_realm(*, trust_server: bool) -> str:
-    """This server's realm. Raises NotItsServer where it is another's."""
-    own, server = GpuRealm.current(), this_server()
-    if trust_server or not own.servers:
-        own = own.trust(server)
-    own.must_be_of(server)
-    return own.realm

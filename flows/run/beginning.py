@@ -12,11 +12,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
 from prefect_gpu import providers as registry
-from prefect_gpu.blocks.realm import GpuRealm, NotItsServer, this_server
+from prefect_gpu.blocks.realm import NotItsServer
 from prefect_gpu.flows.report import last_reap
 from prefect_gpu.flows.run import adopting, outliving, request, resuming, run_log
 from prefect_gpu.flows.run.execution import Run
 from prefect_gpu.flows.run.limits import Limits
+from prefect_gpu.flows.run.own_realm import own_realm
 from prefect_gpu.flows.run.ownership import Ownership
 from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers import ProviderName
@@ -79,9 +80,8 @@ def _checked(
     checked_command = request.checked_command(command)
     wanted = request.checked_requirements(gpu, max_price, requirements)
     checked_job = request.checked_job(job, Path.cwd())
-    own = GpuRealm.current()
     try:
-        own.must_be_of(this_server(with_home=False))
+        own = own_realm(with_home=False)
     except NotItsServer as other:
         raise request.Refused(str(other)) from other
     secrets = accounts.secrets(job.secrets)  # asked for now, while nothing is bought

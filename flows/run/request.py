@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from prefect_gpu.blocks.realm import is_own_server
+from prefect_gpu.blocks.server import is_own_server
 from prefect_gpu.providers import DEFAULT_ACCOUNT, ProviderName, account_of, saved_accounts
 from prefect_gpu.providers.core.errors import InvalidRequest
 from prefect_gpu.providers.core.gpu.request import parse_gpu

@@ -2,67 +2,158 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from pydantic import SecretStr
 
-from prefect_gpu.blocks import realm
-from prefect_gpu.blocks.realm import GpuRealm, NotItsServer, is_own_server, this_server
+from prefect_gpu.blocks import server
+from prefect_gpu.blocks.realm import MAX_PLACES, GpuRealm, NotItsServer
+from prefect_gpu.blocks.server import is_own_server, this_server
+
+COMPOSE = "http://server:4200/api"  # in production as in staging
+HERE = "http://127.0.0.1:4200/api"
 
 
-def seen_at(url: str) -> str:
-    with temporary_settings({PREFECT_API_URL: url}):
-        return this_server(with_home=False)
+class Place:
+    """A host or container with a disk of its own."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        self.become("host", machine_id="0123456789abcdef")
+
+    def become(self, name: str, *, machine_id: str = "", is_container: bool = False) -> Place:
+        self.home = self.folder / name
+        self.home.mkdir(exist_ok=True)
+        (self.home / "machine-id").write_text(f"{machine_id}\n")
+        (self.home / "mark").touch()
+        self.patch.setattr(server, "_MACHINE_ID", self.home / "machine-id")
+        self.patch.setattr(server, "_CONTAINER", (self.home / "mark",) if is_container else ())
+        self.patch.setattr(server, "_ACCOUNT", self.home / "account")
+        server._seat_in.cache_clear()
+        return self
+
+    def pod(self, name: str, namespace: str, authority: str) -> Place:
+        self.become(name, is_container=True)
+        (self.home / "account").mkdir()
+        (self.home / "account" / "namespace").write_text(namespace)
+        (self.home / "account" / "ca.crt").write_text(authority)
+        return self
+
+    def sees(self, url: str) -> str:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: self.home}):
+            return this_server(with_home=False)
 
 
 @pytest.fixture(autouse=True)
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    (tmp_path / "machine-id").write_text("0123456789abcdef\n")
-    monkeypatch.setattr(realm, "_MACHINE_ID", tmp_path / "machine-id")
-    monkeypatch.setattr(realm, "_NAMESPACE", tmp_path / "namespace")
-    return tmp_path
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    monkeypatch.delenv(server.VARIABLE, raising=False)
+    return Place(tmp_path, monkeypatch)
 
 
-def test_a_server_elsewhere_is_known_by_its_address() -> None:
-    assert seen_at("https://Prefect.Example.org/api") == "prefect.example.org"
-    assert seen_at("http://prefect.example.org:4200/api/") == "prefect.example.org:4200"
-    assert (
-        seen_at("https://api.prefect.cloud/api/accounts/a/workspaces/w")
-        == "api.prefect.cloud/api/accounts/a/workspaces/w"
-    )
+@pytest.mark.parametrize(
+    ("url", "known"),
+    [
+        ("https://Prefect.Example.org/api", "prefect.example.org"),
+        ("http://prefect.example.org:4200/api/", "prefect.example.org:4200"),
+        ("http://8.8.8.8:4200/api", "8.8.8.8:4200"),
+        (
+            "https://api.prefect.cloud/api/accounts/a/workspaces/w",
+            "api.prefect.cloud/api/accounts/a/workspaces/w",
+        ),
+    ],
+)
+def test_a_server_at_an_address_that_is_one_place_in_the_world_is_known_by_it_from_everywhere(
+    place: Place, url: str, known: str
+) -> None:
+    for one in (place, place.become("c", is_container=True), place.pod("p", "production", "authority")):
+        assert one.sees(url) == known
 
 
-def test_one_s_own_is_known_by_its_host_whatever_port_it_has_today(host: Path) -> None:
-    assert seen_at("http://127.0.0.1:4200/api") == seen_at("http://localhost:59999/api")
-    here = seen_at("http://127.0.0.1:4200/api")
-    (host / "machine-id").write_text("fedcba9876543210\n")
-    assert seen_at("http://127.0.0.1:4200/api") != here
+def test_one_s_own_is_known_by_its_host_whatever_port_it_has_today(place: Place) -> None:
+    assert place.sees(HERE) == place.sees("http://localhost:59999/api")
+    here = place.sees(HERE)
+    assert place.become("another", machine_id="fedcba9876543210").sees(HERE) != here
 
 
-def test_a_container_that_is_made_anew_is_not_another_server(host: Path) -> None:
-    (host / "machine-id").unlink()
-    assert seen_at("http://127.0.0.1:4200/api") == "container"
+def test_the_machine_id_of_an_image_is_none_of_the_container(place: Place) -> None:
+    seen = {place.become(name, machine_id="baked in", is_container=True).sees(HERE) for name in ("a", "b")}
+    assert len(seen) == 2
 
 
-def test_a_short_name_means_another_server_in_another_namespace(host: Path) -> None:
-    url = "http://prefect-server:4200/api"
-    for namespace in ("production", "staging"):
-        (host / "namespace").write_text(namespace)
-        assert seen_at(url) == f"prefect-server.{namespace}:4200"
-    assert seen_at("http://prefect.example.org:4200/api") == "prefect.example.org:4200"
+@pytest.mark.parametrize(
+    "url",
+    [HERE, COMPOSE, "http://10.0.0.5:4200/api", "http://[fd00::5]:4200/api", "http://prefect.internal/api",
+     "http://host.docker.internal:4200/api", "http://server.prod.svc.cluster.local:4200/api", "http://prefect.local./api"],
+)  # fmt: skip
+def test_what_each_network_may_call_its_own_is_another_server_seen_from_another_container(
+    place: Place, url: str
+) -> None:
+    production = place.become("production", is_container=True).sees(url)
+    ours = GpuRealm(realm="ab12", master_secret=SecretStr("ab" * 32), servers=[f"{production} /home"])
+    ours.must_be_of(production)
+    with pytest.raises(NotItsServer, match="PREFECT_GPU_SERVER"):
+        ours.must_be_of(place.become("staging", is_container=True).sees(url))
+    assert place.become("production", is_container=True).sees(url) == production, "of the same disk"
+
+
+def test_a_copy_of_the_whole_folder_is_another_place(place: Place) -> None:
+    production = place.become("production", is_container=True).sees(HERE)
+    shutil.copytree(place.home, place.folder / "copied")
+    assert place.become("copied", is_container=True).sees(HERE) != production
+
+
+def test_where_nothing_can_be_written_no_two_processes_are_one_place(place: Place) -> None:
+    place.become("full", is_container=True)
+    (place.home / "file").touch()
+    seen: set[str] = set()
+    for _ in range(2):
+        server._seat_in.cache_clear()
+        with temporary_settings({PREFECT_API_URL: HERE, PREFECT_HOME: place.home / "file"}):
+            seen.add(this_server(with_home=False))
+            seen.add(this_server(with_home=False))
+    assert len(seen) == 2
+
+
+def test_a_short_name_means_another_server_in_another_namespace_or_cluster(place: Place) -> None:
+    of = {
+        (namespace, authority, name): place.pod(f"{namespace}-{authority}-{name}", namespace, authority).sees(COMPOSE)
+        for namespace in ("production", "staging")
+        for authority in ("one", "two")
+        for name in ("pod", "its-successor")
+    }
+    assert len(set(of.values())) == 4, "a pod that is made anew is no other"
+    assert of["production", "one", "pod"].startswith("server:4200 in production of cluster-")
+
+
+def test_the_name_that_an_operator_gave_decides_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server.VARIABLE, " production  eu ")
+    for url in (HERE, COMPOSE, "https://prefect.example.org/api"):
+        assert place.become("c", is_container=True).sees(url) == "named production-eu"
+
+
+def test_of_containers_that_come_and_go_the_latest_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = GpuRealm(realm="ab12", master_secret=SecretStr("ab" * 32), servers=["prefect.example.org"])
+    saved = [made]
+    monkeypatch.setattr(GpuRealm, "_load", classmethod(lambda _: saved[-1]))
+    monkeypatch.setattr(GpuRealm, "save", lambda self, *_, **__: saved.append(self))
+    for number in range(MAX_PLACES + 3):
+        made.trust(f"server:4200 from seat-{number}")
+    assert len(saved[-1].servers) == MAX_PLACES + 1
+    assert saved[-1].servers[:2] == ["prefect.example.org", "server:4200 from seat-3"]
 
 
 def test_a_realm_of_another_server_is_refused_and_one_of_before_this_was_known_is_not() -> None:
     made = GpuRealm(realm="ab12", master_secret=SecretStr("ab" * 32))
     made.must_be_of("anywhere")
     ours = made.model_copy(update={"servers": ["host-1 /home/a", "prefect.example.org"]})
-    for server in ("host-1 /home/a", "host-1", "prefect.example.org"):
-        ours.must_be_of(server)
-    for server in ("host-1 /home/b", "host-2", "host-", "prefect.example.org.evil"):
+    for known in ("host-1 /home/a", "host-1", "prefect.example.org"):
+        ours.must_be_of(known)
+    for known in ("host-1 /home/b", "host-2", "host-", "prefect.example.org.evil"):
         with pytest.raises(NotItsServer, match="trust_server=true"):
-            ours.must_be_of(server)
+            ours.must_be_of(known)
 
 
 @pytest.mark.parametrize(

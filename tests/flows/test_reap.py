@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +14,19 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Running, Scheduled
 
 from prefect_gpu import providers as registry
-from prefect_gpu.blocks.realm import GpuRealm
+from prefect_gpu.blocks.realm import GpuRealm, _of_server
 from prefect_gpu.flows.reap import reap
 from prefect_gpu.flows.reaping import clock, ending, found, siblings, stuck
 from prefect_gpu.flows.reaping.memory import keep, recall
 from prefect_gpu.flows.reaping.verdict import UNKNOWN, Bench, why_end
 from prefect_gpu.flows.report import last_reap
 from prefect_gpu.flows.report.artifacts import newest
-from prefect_gpu.flows.run import giving_back
+from prefect_gpu.flows.run import giving_back, own_realm
 from prefect_gpu.flows.run.giving_back import end, end_run
 from prefect_gpu.flows.run.record import Attempt, Record
 from prefect_gpu.providers.core.errors import AuthFailed
@@ -341,7 +342,7 @@ def test_a_copy_of_the_server_s_database_ends_nothing_until_an_operator_trusts_i
 ) -> None:
     assert reaped().startswith("0 terminated")  # binds the realm to this server
     orphan = clouds.orphan("alpha")
-    monkeypatch.setattr("prefect_gpu.flows.reap.this_server", lambda: "prefect.staging.example:4200")
+    monkeypatch.setattr(own_realm, "this_server", lambda **_: "prefect.staging.example:4200")
     message = reaped()
     assert "this is prefect.staging.example:4200: nothing was bought or terminated" in message
     assert "-p trust_server=true" in message
@@ -349,6 +350,83 @@ def test_a_copy_of_the_server_s_database_ends_nothing_until_an_operator_trusts_i
     assert reaped(trust_server=True).startswith("1 terminated and confirmed gone")
     orphan = clouds.orphan("alpha")
     assert reaped().startswith("1 terminated and confirmed gone")  # said once
+
+
+ITSELF = "ProcessWorker 00000000-0000-4000-8000-00000000000"
+
+
+@contextlib.contextmanager
+def bound_to(*servers: str) -> Iterator[None]:
+    realm = GpuRealm.load_or_make()
+
+    def bind(known: list[str]) -> None:
+        realm.model_copy(update={"servers": known}).save("default", overwrite=True, _sync=True)  # type: ignore[call-arg]
+        _of_server.cache_clear()
+
+    bind(list(servers))
+    try:
+        yield
+    finally:
+        bind(realm.servers)
+
+
+@contextlib.contextmanager
+def workers(*names: str) -> Iterator[None]:
+    """Workers of these names told the server just now that they live."""
+    with get_client(sync_client=True) as client:
+        pool = client.create_work_pool(WorkPoolCreate(name="gpu-flows", type="process"))
+        for name in names:
+            client.request("POST", f"/work_pools/{pool.name}/workers/heartbeat", json={"name": name})
+        try:
+            yield
+        finally:
+            client.delete_work_pool(pool.name)
+
+
+def test_a_worker_s_container_that_is_made_anew_goes_on_where_the_one_before_it_was_known(
+    clouds: Clouds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Prefect server is `server:4200` to every composed stack: a copy's workers follow on none that a reap of the copy knew."""
+    monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-2")
+    orphan = clouds.orphan("alpha")
+    with bound_to("server:4200 from seat-1"), workers(f"{ITSELF}1", "named-by-a-person"):
+        message = reaped()
+        assert "this is server:4200 from seat-2: nothing was bought or terminated" in message
+        assert clouds.alive("alpha") == [orphan.name], "its worker came after the last reap that completed"
+        monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-1")
+        assert reaped(dry_run=True).startswith("would terminate 1")
+        assert reaped().startswith("1 terminated and confirmed gone")
+        monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-2")
+        assert reaped().startswith("0 terminated")
+        assert GpuRealm.load_or_make().servers == ["server:4200 from seat-1", "server:4200 from seat-2"]
+        monkeypatch.setattr(own_realm, "this_server", lambda **_: "other:4200 from seat-2")
+        assert "nothing was bought or terminated" in reaped()
+
+
+@pytest.mark.parametrize(
+    ("name", "created", "heard", "came", "is_known"),
+    [
+        (f"{ITSELF}1", -600, -40, 0, True),  # the one before ended 40 s before this one came
+        (f"{ITSELF}1", -600, 900, 0, True),  # several work side by side
+        (f"{ITSELF}1", -600, -100, 0, False),  # a copy: its worker came when the original's were long gone
+        (f"{ITSELF}1", -100, -40, 0, False),  # it came after the last reap that completed: it is the copy's too
+        ("worker-1", -600, -40, 0, False),  # a name that a person gave is the same on a copy
+    ],
+)
+def test_who_takes_over_from_whom(
+    monkeypatch: pytest.MonkeyPatch, name: str, created: int, heard: int, came: int, is_known: bool
+) -> None:
+    def at(seconds: int) -> datetime:
+        return datetime(2030, 1, 1, 12, tzinfo=UTC) + timedelta(seconds=seconds)
+
+    rows = [
+        {"name": name, "created": at(created), "last": at(heard)},
+        {"name": f"{ITSELF}2", "created": at(came), "last": at(1000)},
+    ]
+    monkeypatch.setenv("PREFECT__WORKER_NAME", f"{ITSELF}2")
+    monkeypatch.setattr(own_realm, "_workers", lambda: (rows, at(1000)))
+    monkeypatch.setattr(last_reap, "completed_at", lambda: at(-300))
+    assert own_realm.is_handed_over() is is_known
 
 
 @pytest.mark.parametrize("whose", ["own", "provider"])
