@@ -4,7 +4,7 @@ A host is a stranger, who can read all that runs there. GPUs are paid while a co
 in both directions at the host's price. A bid that is outbid stops the container, which goes on costing its disk and starts again by itself.
 API: https://docs.vast.ai/api-reference
 
-Reading order: driver, offers, words.
+Reading order: driver, offers, order, words.
 """
 
 from prefect_gpu.blocks.vastai import VastaiCredentials

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
@@ -14,20 +13,14 @@ from prefect_gpu.blocks.vastai import VastaiCredentials, VastaiOptions
 from prefect_gpu.providers.core import errors, models
 from prefect_gpu.providers.core.contract import Billing, Capabilities, Provider, RateLimit
 from prefect_gpu.providers.core.requests import Requirements
-from prefect_gpu.providers.core.toolkit import answers, container_boot, log_file, options, scopes
+from prefect_gpu.providers.core.toolkit import answers, log_file, options, scopes
 from prefect_gpu.providers.core.toolkit.http import JsonApi
 from prefect_gpu.providers.vastai import offers, words
+from prefect_gpu.providers.vastai.order import NAME, body_of, without_password
 
 # Vast.ai counts calls for each endpoint. https://docs.vast.ai/api-reference/rate-limits-and-errors
 PAGE_S: Final = 1.0  # between two pages of a list
 END_S: Final = 3.0  # between two ends
-NAME: Final = "PREFECT_GPU_NAME"  # only an order sets a variable; anybody may set a label
-# With the key that Vast.ai puts into each container, for this one alone. A value of a variable has at most 256 characters.
-GIVE_BACK: Final = (
-    "u=https://console.vast.ai/api/v0/instances/$CONTAINER_ID/;k=$CONTAINER_API_KEY;"
-    'curl -sfXDELETE -H "Authorization: Bearer $k" $u||python3 -c '
-    "\"from urllib.request import*;urlopen(Request('$u',None,{'Authorization':'Bearer $k'},None,False,'DELETE'))\""
-)
 
 
 class Vastai(Provider[VastaiCredentials]):
@@ -73,34 +66,15 @@ class Vastai(Provider[VastaiCredentials]):
         return offers.found(lambda body: self._api.post("/v0/bundles/", body, what="search"), requirements, chosen)
 
     def create_instance(self, offer: models.Offer, spec: models.LaunchSpec) -> models.Instance:
-        if spec.network == "private":
-            raise errors.Unsupported("Vast.ai's containers have public ports: leave out network=private")
         chosen = options.read(VastaiOptions, self.name, spec.options, self.credentials)
-        variables = {NAME: spec.name, **container_boot.environment(spec, give_back=GIVE_BACK)}
-        shell, *arguments = container_boot.command()
-        body: dict[str, Any] = {
-            "label": spec.name,
-            "image": spec.image or chosen.image,
-            "disk": offer.disk_gb,
-            "env": {f"-p {container_boot.PORT}:{container_boot.PORT}": "1", **variables},
-            "runtype": "args",
-            "onstart": shell,  # in this way of running: the entrypoint
-            "args": arguments,
-            "target_state": "running",
-            "cancel_unavail": True,  # else what cannot start now waits, stopped, and costs its disk; the default for bids
-        }
-        if offer.spot:
-            body["price"] = offer.raw["bid"]
-        if (login := spec.registry) is not None:
-            given = ("-u", login.username, "-p", login.password.get_secret_value(), login.server)
-            body["image_login"] = shlex.join(given)
+        body = body_of(offer, spec, chosen)
         what = f"rent {offer.instance_type} of machine {offer.zone}"
         try:
             answer = self._api.order(
                 f"/v0/asks/{offer.raw['ask_id']}/", body, id_at="new_contract", method="PUT", what=what
             )
         except errors.ProviderError as refused:
-            return self._made_all_the_same(spec.name, refused)
+            return self._made_all_the_same(spec.name, without_password(refused, spec))
         return self._instance({"id": answers.at(answer, "new_contract"), "label": spec.name, "is_bid": offer.spot})
 
     def _made_all_the_same(self, name: str, refused: errors.ProviderError) -> models.Instance:
@@ -115,7 +89,10 @@ class Vastai(Provider[VastaiCredentials]):
         if isinstance(refused, errors.NotFound):  # the ask is gone
             refused = errors.NoCapacity(refused.message, code=refused.code)
         if isinstance(refused, errors.NoCapacity):
-            listed = self.list_instances(name)
+            try:
+                listed = self.list_instances(name)
+            except errors.ProviderError as unread:
+                listed = models.Listing(incomplete=(models.Unread(scope="instances", reason=unread.message),))
             if listed.instances:
                 return listed.instances[0]
             if not listed.is_complete:
@@ -124,7 +101,7 @@ class Vastai(Provider[VastaiCredentials]):
         raise refused
 
     def get_instance(self, instance_id: str) -> models.Instance:
-        _, number = scopes.split(instance_id, ("instances",))
+        number = words.number_of(instance_id)
         row = answers.at(self._api.get(f"/v0/instances/{number}/", what=f"look at {number}"), "instances")
         if not isinstance(row, dict):  # null: of what is gone, and perhaps of what is another's: a list must say so too
             row = next(iter(self._rows({"id": {"eq": int(number)}})), None)
@@ -145,8 +122,8 @@ class Vastai(Provider[VastaiCredentials]):
         )
 
     def terminate_instance(self, instance_id: str) -> None:
-        _, number = scopes.split(instance_id, ("instances",))
         with suppress(errors.NotFound):
+            number = words.number_of(instance_id)
             scopes.must_be_ours(self.get_instance(instance_id))
             self._ends.delete(f"/v0/instances/{number}/", what=f"destroy {number}")
 
@@ -154,15 +131,15 @@ class Vastai(Provider[VastaiCredentials]):
         return self._lists.now()
 
     def read_log(self, instance: models.Instance) -> str:
-        _, number = scopes.split(instance.id, ("instances",))
-        answer = self._api.put(
-            f"/v0/instances/request_logs/{number}/", {"tail": "1000"}, what=f"read the log of {number}"
-        )
+        number = words.number_of(instance.id)
+        # Our own lines alone: what its sshd says of strangers who knock would fill any number of lines in between.
+        wanted = {"tail": "1000000", "filter": "prefect-gpu"}
+        answer = self._api.put(f"/v0/instances/request_logs/{number}/", wanted, what=f"read the log of {number}")
         address = str(answers.at(answer, "result_url") or "")
         return log_file.fetched("Vast.ai", address, self.credentials.api, self._transport)
 
     def traffic_cost(self, instance_id: str, since: datetime) -> float | None:
-        _, number = scopes.split(instance_id, ("instances",))
+        number = words.number_of(instance_id)
         days = {"gte": int(since.timestamp()) // 86400 * 86400, "lte": int(self._api.now().timestamp()) + 86400}
         question = {"limit": 500, "select_filters": json.dumps({"day": days, "type": {"in": ["instance"]}})}
         rows = self._api.rows("/v0/charges/", "results", question, cursor="after_token", next_at="next_token")
@@ -173,11 +150,8 @@ class Vastai(Provider[VastaiCredentials]):
         variables = words.environment_of(row)
         proof = variables.get(NAME, "") if variables else None
         name, stranger, borrowed = scopes.ours_or_not(row.get("label"), proof, "order's own name")
-        address = str(row.get("public_ipaddr") or "").strip()
-        port = str(answers.at(row, f"ports.{container_boot.PORT}/tcp.0.HostPort") or "")
-        ssh = models.SshEndpoint(host=address, port=int(port)) if address and port.isdecimal() else None
+        ssh = words.way_in(row)
         state, reason = words.state_of(row, ssh)
-        price = row.get("dph_total")
         return models.Instance(
             id=scopes.scoped("instances", row["id"]),
             name=name,
@@ -188,7 +162,7 @@ class Vastai(Provider[VastaiCredentials]):
             created_at=words.moment(row.get("start_date")),
             ssh=ssh,
             reason=stranger or reason,
-            price=float(price) if isinstance(price, int | float) else None,
+            price=words.price_of(row),
             spot=row.get("is_bid") is True,
             raw={"status": row.get("actual_status"), **borrowed},
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
 from prefect_gpu.blocks.vastai import VastaiOptions
-from prefect_gpu.providers.core.errors import Transient
+from prefect_gpu.providers.core.errors import RateLimited, Transient
 from prefect_gpu.providers.core.gpu.accelerators import find
 from prefect_gpu.providers.core.gpu.matching import fits
 from prefect_gpu.providers.core.gpu.names import gpu_name
@@ -40,8 +41,13 @@ def found(
     for body in searches(requirements, options):
         spot, asks = body.get("type") == "bid", set[object]()
         following: dict[str, Any] = body
-        for _ in range(PAGES):
-            told = answers.at(search(following), "offers")
+        for page in range(PAGES):
+            try:
+                told = answers.at(search(following), "offers")
+            except RateLimited:
+                if page == 0:
+                    raise
+                break  # what is cheapest is there
             if not isinstance(told, list):
                 raise Transient("Vast.ai's answer to a search has no list of offers")
             rows = [cast("dict[str, Any]", row) for row in cast("list[Any]", told) if isinstance(row, dict)]
@@ -52,10 +58,10 @@ def found(
                     one = offer_of(row, requirements, options, spot=spot)
                     if one is not None and fits(one, requirements):
                         offers.setdefault((one.raw["ask_id"], spot), one)
-            if not news or len(rows) not in (CAP, LIMIT):  # it may have cut the list
-                break
-            dearest = {"gte": rows[-1].get("dph_total")}
-            following = {**body, "dph_total": {**body.get("dph_total", {}), **dearest}}
+            dearest = rows[-1].get("dph_total") if rows else None
+            if not news or len(rows) not in (CAP, LIMIT) or not isinstance(dearest, int | float):
+                break  # else it may have cut the list
+            following = {**body, "dph_total": {**body.get("dph_total", {}), "gte": dearest}}
     return list(offers.values())
 
 
@@ -131,7 +137,7 @@ def _written(name: str) -> tuple[str, ...]:
 
 def disk(requirements: Requirements, options: VastaiOptions) -> int:
     """GB of disk of an order: what a job asks for, at least what the block says."""
-    return max(options.disk_gb, round((requirements.disk_gb or 0) + 0.5) if requirements.disk_gb else 0)
+    return max(options.disk_gb, math.ceil(requirements.disk_gb or 0))
 
 
 def offer_of(row: dict[str, Any], requirements: Requirements, options: VastaiOptions, *, spot: bool) -> Offer | None:
@@ -146,7 +152,7 @@ def offer_of(row: dict[str, Any], requirements: Requirements, options: VastaiOpt
     cores = float(row["cpu_cores_effective"])
     if float(row.get("reliability2") or row.get("reliability") or 0) < options.min_reliability or count < 1:
         return None
-    place = str(row.get("geolocation") or "")
+    place, machine = str(row.get("geolocation") or ""), str(int(row["machine_id"]))
     country = re.search(r"(?:^|, *)([A-Z]{2})$", place.strip())
     memory_gb = float(row["gpu_ram"]) / 1024
     told = answers.at(row, "gpu_arch")
@@ -154,8 +160,8 @@ def offer_of(row: dict[str, Any], requirements: Requirements, options: VastaiOpt
         provider="vastai",
         instance_type=f"{count}x-{name.replace(' ', '-')}",
         region=re.sub(r"[^a-z0-9]+", "-", place.lower()).strip("-") or "unknown",
-        zone=str(row["machine_id"]),
-        host=str(row["machine_id"]),
+        zone=machine,
+        host=machine,
         trust=_trust(row),
         country=country[1] if country else None,
         price=round(price, 6),

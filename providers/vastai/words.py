@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from prefect_gpu.providers.core import errors
 from prefect_gpu.providers.core.models import InstanceState, SshEndpoint
-from prefect_gpu.providers.core.toolkit import answers, states
+from prefect_gpu.providers.core.toolkit import answers, container_boot, scopes, states
 
 MADE: Final = "contract "  # a code of ours, with its number: what was made though the answer is an error
 
@@ -58,6 +58,7 @@ MEANINGS: Final = answers.Meanings(
         errors.AuthFailed: ("invalid user key",),
         errors.RateLimited: ("requests too frequent",),
     },
+    statuses={404: errors.Transient},  # without a code of its own it is not Vast.ai that says so, and nothing is gone
     problem=problem,
     problem_in_success=problem_in_success,
 )
@@ -75,6 +76,28 @@ REASONS: Final = {
 OUTBID: Final = "it was stopped for a higher bid, and would start again by itself"
 STOPPED: Final = "its host or Vast.ai stopped it (the balance may be used up), and its disk goes on costing money"
 _BROKEN: Final = ("oci runtime create failed", "pull access denied", "manifest unknown", "manifest for ")
+
+
+def number_of(instance_id: str) -> str:
+    """The number of a contract. NotFound for an id that is none."""
+    _, number = scopes.split(instance_id, ("instances",))
+    if not number.isdecimal():
+        raise errors.NotFound(f"{instance_id!r} is not a contract's id")
+    return number
+
+
+def way_in(row: dict[str, Any]) -> SshEndpoint | None:
+    """Where our sshd is reached; None where that is not told yet."""
+    address = str(row.get("public_ipaddr") or "").strip()
+    port = str(answers.at(row, f"ports.{container_boot.PORT}/tcp.0.HostPort") or "")
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+    return SshEndpoint(host=address, port=int(port)) if address and is_port else None
+
+
+def price_of(row: dict[str, Any]) -> float | None:
+    """USD an hour, where it is told."""
+    price = row.get("dph_total")
+    return float(price) if isinstance(price, int | float) and not isinstance(price, bool) and price >= 0 else None
 
 
 def state_of(row: dict[str, Any], ssh: SshEndpoint | None) -> tuple[InstanceState, str]:

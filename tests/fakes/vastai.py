@@ -6,8 +6,10 @@ ordered, or a process with an SSH server; so an interruption is a kill.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
+import secrets
 import shutil
 import subprocess
 import uuid
@@ -67,6 +69,8 @@ def ask(number: int, gpu: str = "H100 SXM", count: int = 1, **has: Any) -> dict[
         "storage_cost": 0.15,
         "rentable": True,
         "rented": False,
+        "external": False,
+        "score": 200.0 - number,
         **has,
     }
 
@@ -80,6 +84,12 @@ def asks() -> list[dict[str, Any]]:
         ask(105, count=8, min_bid=6.0),
         ask(106, gpu="RTX 4090", gpu_ram=24564, compute_cap=890, dph_base=0.3, min_bid=0.15),
     ]
+
+
+def as_is(value: Any, seen: Any) -> Any:
+    """A filter's value: Vast.ai's own client sends numbers as text."""
+    is_number = isinstance(seen, int | float) and not isinstance(seen, bool)
+    return float(value) if is_number and isinstance(value, str) else value
 
 
 def error(status: int, code: str, words: str = "", **more: Any) -> httpx.Response:
@@ -96,6 +106,7 @@ class FakeVastai(FakeVendor):
         machines: Literal["none", "process", "docker"] = "none",
         resumes_after_s: float | None = None,
         pages_of: int = PAGE,
+        boots_s: float = 6.0,
         **more: Any,
     ) -> None:
         super().__init__(**more)
@@ -108,12 +119,17 @@ class FakeVastai(FakeVendor):
         self.credit = 100.0
         self.pages_of = pages_of
         self.contracts: dict[int, dict[str, Any]] = {}
+        self.leaves_stopped = False  # a contract of a bid that is too low, whatever the order says
+        self.logs_at = "https://s3.amazonaws.com"
         self.logs_late = 0  # so often a log that was asked for is not there yet
+        self.mounts: tuple[str, ...] = ()  # more for `docker run`
         self.ends: list[tuple[int, str]] = []  # which contract, by whose key
         self.queries: list[dict[str, Any]] = []
         self._machines = machines
         self._resumes_after_s = resumes_after_s  # a contract that was stopped starts again
-        self._logs: dict[str, int] = {}
+        self._logs: dict[str, tuple[int, dict[str, str]]] = {}
+        self._boots_s = boots_s
+        self._net = f"127.{80 + secrets.randbelow(100)}"  # of containers that are processes
 
     # --- the test's side ------------------------------------------------------------------------------------------------
 
@@ -140,8 +156,15 @@ class FakeVastai(FakeVendor):
             contract = self.of(instance_id)
             self._kill(contract)
             contract["stopped_at"] = self.now
-            contract["ran"].append((contract["ran_from"], self.now))
+            if contract["ran_from"] is not None:
+                contract["ran"].append((contract["ran_from"], self.now))
             contract["ran_from"] = None
+
+    def kill(self, instance_id: str) -> None:
+        """The container is killed, and nobody says why."""
+        with self.lock:
+            self._kill(self.of(instance_id))
+            self.say(instance_id, actual_status="exited")
 
     def bill(self, contract: dict[str, Any]) -> float:
         """USD: GPUs while it ran, the disk from the order to its end, each byte in both directions."""
@@ -166,15 +189,19 @@ class FakeVastai(FakeVendor):
         path = request.url.path
         if request.method == "PUT" and "/asks/" in path:
             return "create"
-        if request.url.host != "console.vast.ai":
+        if path.startswith("/vast.ai/instance_logs/"):
             return "log"
+        if path.endswith("/bundles/"):
+            return "search"
         return {"GET": "get", "DELETE": "delete"}.get(request.method, "other")
 
     def admits(self, request: httpx.Request) -> httpx.Response | None:
-        if request.url.host != "console.vast.ai":
+        if self.kind(request) == "log":
             assert "authorization" not in request.headers, "the key goes to nobody else"
             return None
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        assert request.url.host == "console.vast.ai"
+        # Vast.ai's older client has the key in the address.
+        given = request.headers.get("authorization", request.url.params.get("api_key", "")).removeprefix("Bearer ")
         own = next((one for one in self.contracts.values() if one["key"] == given), None)
         if own is not None:  # the key of one container, for its own contract
             is_own = request.url.path.rstrip("/").endswith(f"/instances/{own['id']}")
@@ -185,7 +212,7 @@ class FakeVastai(FakeVendor):
         return error(503, "unavailable", "Service temporarily down")
 
     def hold_to_the_document(self, request: httpx.Request, response: httpx.Response | None) -> None:
-        if request.url.host != "console.vast.ai" or (vendor := document("vastai.yaml")) is None:
+        if self.kind(request) == "log" or (vendor := document("vastai.yaml")) is None:
             return
         content = request.content
         if (
@@ -200,6 +227,10 @@ class FakeVastai(FakeVendor):
             content = json.dumps({**asked, **{key: {} for key in filters}}).encode()
         if request.method == "DELETE" and content.strip() in (b"", b"{}"):
             content = b""
+        if response is not None and response.status_code >= 400 and b'"new_contract"' in response.content:
+            response = None  # of a bid that is too low; the document does not describe it
+        if any(contract["said"] for contract in self.contracts.values()):
+            response = None  # what to say, by a test
         if response is not None and b'"extra_env"' in response.content and "/v0/" in request.url.path:
             row = response.json()["instances"]
             response = httpx.Response(
@@ -217,7 +248,7 @@ class FakeVastai(FakeVendor):
         return super().answer(request)
 
     def serve(self, request: httpx.Request) -> httpx.Response:
-        if request.url.host != "console.vast.ai":
+        if self.kind(request) == "log":
             return self._log_file(request)
         match request.method, *request.url.path.strip("/").split("/")[1:]:
             case "GET", "v0", "users", "current":
@@ -244,15 +275,19 @@ class FakeVastai(FakeVendor):
                 contract = self._standing(number)
                 if contract is None:
                     return error(404, "invalid_id", "Invalid instance id.")
-                name = f"/vast.ai/instance_logs/{uuid.uuid4().hex}.log"
-                self._logs[name] = contract["id"]
-                return httpx.Response(200, json={"success": True, "result_url": f"https://s3.amazonaws.com{name}"})
+                of = hashlib.md5(f"{self.key}{number}".encode(), usedforsecurity=False).hexdigest()
+                name = f"/vast.ai/instance_logs/{of}.log"
+                self._logs[name] = (contract["id"], json.loads(request.content))
+                return httpx.Response(200, json={"success": True, "result_url": f"{self.logs_at}{name}"})
             case "PUT", "v0", "instances", number:  # `vastai label instance`
                 contract = self._standing(number)
                 if contract is None:
                     return error(404, "no_such_instance")
                 contract["body"] |= json.loads(request.content)
                 return httpx.Response(200, json={"success": True})
+            case "GET", "v0", "instances":  # of its older client
+                standing = [one for one in self.contracts.values() if one["gone_at"] is None]
+                return httpx.Response(200, json={"instances": [self._row(one, self.now) for one in standing]})
             case "GET", "v1", "instances":
                 return self._list(request)
             case "GET", "v0", "charges":
@@ -279,7 +314,11 @@ class FakeVastai(FakeVendor):
                 "datacenter": row["hosting_type"] == 1,
                 "geolocation": str(row["geolocation"] or "")[-2:],
             }
-            if all(OPERATORS[op](seen[key], value) for key, ops in filters.items() for op, value in ops.items()):
+            if all(
+                OPERATORS[op](seen[key], as_is(value, seen[key]))
+                for key, ops in filters.items()
+                for op, value in ops.items()
+            ):
                 rows.append(row)
         for key, way in reversed(body.get("order", [])):
             rows.sort(key=lambda row, key=key: row[key], reverse=way == "desc")
@@ -305,7 +344,7 @@ class FakeVastai(FakeVendor):
         if self.credit <= 0:
             return error(400, "insufficient_credit", "Your account lacks credit; see the billing page.")
         if body.get("price") is not None and body["price"] < found["min_bid"]:
-            if body.get("cancel_unavail"):
+            if body.get("cancel_unavail") and not self.leaves_stopped:
                 return error(400, "invalid_price", "Your bid is too low")
             contract = self._rent(found, body)
             contract["stopped_at"] = self.now
@@ -364,19 +403,30 @@ class FakeVastai(FakeVendor):
         )
 
     def _log_file(self, request: httpx.Request) -> httpx.Response:
-        contract = self.contracts[self._logs[request.url.path]]
+        number, asked = self._logs[request.url.path]
+        contract = self.contracts[number]
         if self.logs_late > 0:
             self.logs_late -= 1
             return httpx.Response(403, text="<Error><Code>AccessDenied</Code></Error>")
         log = contract["log"]
         if self._machines == "docker" and contract.get("container"):
             log = docker("logs", contract["container"], check=False)
-        return httpx.Response(200, content=log.encode(), headers={"content-type": "binary/octet-stream"})
+        lines = log.splitlines()[-int(asked.get("tail", "1000")) :]
+        told = "".join(f"{line}\n" for line in lines if asked.get("filter", "") in line)
+        return httpx.Response(200, content=told.encode(), headers={"content-type": "binary/octet-stream"})
 
     def _row(self, contract: dict[str, Any], at: float) -> dict[str, Any]:
         age, row, body = at - contract["at"], contract["ask"], contract["body"]
         is_stopped = contract["stopped_at"] is not None
-        status = "stopped" if is_stopped else "running" if age >= 6 else "loading" if age >= 2 else None
+        status = (
+            "stopped"
+            if is_stopped
+            else "running"
+            if age >= self._boots_s
+            else "loading"
+            if age >= self._boots_s / 3
+            else None
+        )
         port = {f"{PORT}/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(contract.get("port", 41_000))}]}
         price = body.get("price") or row["dph_base"]
         said = {
@@ -409,7 +459,7 @@ class FakeVastai(FakeVendor):
             if self._resumes_after_s is None or self.now - since < self._resumes_after_s:
                 return
             contract["stopped_at"] = None
-        if contract["ran_from"] is None and self.now - contract["at"] >= 5:
+        if contract["ran_from"] is None and self.now - contract["at"] >= self._boots_s * 0.8:
             contract["ran_from"] = self.now
             self._boot(contract)
 
@@ -418,7 +468,7 @@ class FakeVastai(FakeVendor):
         count = contract["ask"]["num_gpus"]
         if self._machines == "process":
             number = contract["id"] - 40_000
-            contract |= {"address": f"127.81.{number // 250}.{number % 250 + 2}", "port": 41_000}
+            contract |= {"address": f"{self._net}.{number // 250}.{number % 250 + 2}", "port": 41_000}
             there: Rented | None = contract.get("rented")
             if there is None:
                 made = rented(contract["address"], variables["PREFECT_GPU_KEY"], port=41_000, gpus=nvidia(count))
@@ -449,8 +499,8 @@ class FakeVastai(FakeVendor):
         environment = [part for key, value in given.items() for part in ("-e", f"{key}={value}")]
         body = contract["body"]
         docker(
-            "run", "-d", "--name", name, "-p", f"127.0.0.1::{PORT}", "-v", f"{tool}:/usr/bin/nvidia-smi:ro", *environment,
-            "--entrypoint", body["onstart"], body["image"], *body["args"],
+            "run", "-d", "--name", name, "--user", body["user"], "-p", f"127.0.0.1::{PORT}", "-v", f"{tool}:/usr/bin/nvidia-smi:ro", *environment,
+            *self.mounts, "--entrypoint", body["onstart"], body["image"], *body["args"],
         )  # fmt: skip
         contract["container"] = name
         self.running.callback(docker, "rm", "-f", name, check=False)

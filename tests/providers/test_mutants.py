@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from tests.conformance import ProviderConformance, Subject
 from tests.fakes.lambdalabs import FakeLambda
 from tests.fakes.runpod import FakeRunpod
 from tests.fakes.tensordock import FakeTensordock
+from tests.fakes.vastai import FakeVastai
 from tests.fakes.verda import FakeVerda
 from tests.fakes.vultr import FakeVultr
 from tests.providers import (
@@ -23,13 +26,17 @@ from tests.providers import (
     test_runpod_offers,
     test_runpod_order,
     test_tensordock,
+    test_vastai,
+    test_vastai_container,
+    test_vastai_offers,
+    test_vastai_order,
     test_verda,
     test_vultr,
 )
 from tests.providers.renting import without_waiting
 
 HOME = "prefect_gpu.providers"
-MORE_TESTS = (test_runpod_offers, test_runpod_order)
+MORE_TESTS = (test_runpod_offers, test_runpod_order, test_vastai_container, test_vastai_offers, test_vastai_order)
 
 
 class Driven(NamedTuple):
@@ -87,6 +94,13 @@ DRIVEN = {
             (test_tensordock.TOKEN,),
             requirements=test_tensordock.H100,
         ),
+    ),
+    "vastai": Driven(
+        f"{HOME}.vastai.driver:Vastai",
+        test_vastai,
+        "Vastai",
+        lambda: FakeVastai(test_vastai.KEY),
+        test_vastai.subject,
     ),
     "verda": Driven(
         f"{HOME}.verda.driver:Verda",
@@ -194,6 +208,71 @@ EDITS = [
          "test_a_host_whose_price_or_size_is_not_known_is_not_offered_and_hides_no_other"),
     Edit("tensordock", "offers", "amounts = (count,", "amounts = (1,",
          "test_an_offer_is_a_share_of_one_host_priced_with_all_that_it_comes_with"),
+    Edit("vastai", "words", '"stopped" in (actual, now) or', "", "test_each_status_is_what_it_means"),
+    Edit("vastai", "words", 'or (wanted == "stopped" and actual != "running")', "", "test_each_status_is_what_it_means"),
+    Edit("vastai", "words", '("exited", "offline", "unknown"), InstanceState.FAILED', '("exited", "offline", "unknown"), InstanceState.PROVISIONING',
+         "test_each_status_is_what_it_means"),
+    Edit("vastai", "words", 'if actual != "running" and any(', "if any(", "test_each_status_is_what_it_means"),
+    Edit("vastai", "words", "0 < int(port) < 65536", "True", "test_each_status_is_what_it_means"),
+    Edit("vastai", "words", "statuses={404: errors.Transient},", "", "test_gone_is_said_by_vast_ai_s_own_codes_and_by_no_status"),
+    Edit("vastai", "words", 'body.get("new_contract") or body.get("contract_id")', "None",
+         "test_a_bid_that_is_refused_and_made_a_contract_all_the_same_is_that_contract"),
+    Edit("vastai", "words", "    problem_in_success=problem_in_success,\n", "",
+         "test_too_many_requests_are_that_at_each_endpoint_and_nothing_was_done"),
+    Edit("vastai", "words", '            "no_such_ask",\n', "", "test_an_order_s_refusal_is_what_it_says_and_rules_out_what_it_speaks_of"),
+    Edit("vastai", "words", 'in ("bwu", "bwd")', 'in ("bwu",)',
+         "test_bytes_in_both_directions_are_what_vast_ai_has_booked_for_this_contract"),
+    Edit("vastai", "driver", 'row.get("source") == f"instance-{number}"', "True",
+         "test_bytes_in_both_directions_are_what_vast_ai_has_booked_for_this_contract"),
+    Edit("vastai", "driver", 'row = next(iter(self._rows({"id": {"eq": int(number)}})), None)', "row = None",
+         "test_null_alone_proves_nothing_and_a_list_that_is_late_says_the_contract_is_there"),
+    Edit("vastai", "driver", "(0.0, PAGE_S, END_S)", "(0.0, 0.0, 0.0)", "test_each_endpoint_is_asked_no_more_often_than_vast_ai_wants"),
+    Edit("vastai", "driver", "            if listed.instances:\n", "            if False:\n", "test_an_ask_that_is_gone_may_be_our_own"),
+    Edit("vastai", "driver", "if not listed.is_complete:", "if False:", "test_an_ask_that_is_gone_may_be_our_own"),
+    Edit("vastai", "driver", "refused = errors.NoCapacity(refused.message, code=refused.code)", "pass",
+         "test_an_order_s_refusal_is_what_it_says_and_rules_out_what_it_speaks_of"),
+    Edit("vastai", "driver", 'cursor="after_token", next_at="next_token")\n        )', 'cursor="after_token")\n        )',
+         "test_lists_are_read_in_pages_of_25_with_the_prefix_as_a_filter_that_is_checked_again"),
+    Edit("vastai", "driver", '"limit": 25', '"limit": 26', "test_lists_are_read_in_pages_of_25_with_the_prefix_as_a_filter_that_is_checked_again"),
+    Edit("vastai", "driver", "            scopes.must_be_ours(self.get_instance(instance_id))\n", "",
+         "test_what_only_bears_a_name_of_ours_is_reported_and_never_ended"),
+    Edit("vastai", "driver", '"filter": "prefect-gpu"', '"filter": ""', "test_the_host_key_is_the_first_that_the_log_tells_and_no_noise_hides_it"),
+    Edit("vastai", "driver", '"tail": "1000000"', '"tail": "1000"', "test_the_host_key_is_the_first_that_the_log_tells_and_no_noise_hides_it"),
+    Edit("vastai", "order", '        "cancel_unavail": True,', '        "cancel_unavail": not offer.spot,',
+         "test_a_bid_is_a_share_over_the_lowest_and_leaves_nothing_that_waits"),
+    Edit("vastai", "order", 'body["price"] = offer.raw["bid"]', 'body["price"] = offer.price',
+         "test_a_bid_is_a_share_over_the_lowest_and_leaves_nothing_that_waits"),
+    Edit("vastai", "order", '"user": "root",', "", "test_the_body_of_an_order"),
+    Edit("vastai", "order", "shlex.join(given)", '" ".join(given)', "test_registry_credentials_go_with_the_order_and_into_no_message"),
+    Edit("vastai", "order", 'refused.message = refused.message.replace(form, "***")', "pass",
+         "test_registry_credentials_go_with_the_order_and_into_no_message"),
+    Edit("vastai", "order", "exec 2>/dev/null;", "set -x;",
+         "test_a_container_destroys_its_own_contract_with_its_own_key_and_no_word_of_that_stands_in_its_log"),
+    Edit("vastai", "order", '\'eval "$PREFECT_GPU_BY_PYTHON"||', "'false||",
+         "test_a_container_destroys_its_own_contract_with_its_own_key_and_no_word_of_that_stands_in_its_log"),
+    Edit("vastai", "order", "/instances/$CONTAINER_ID/", "/instances/$CONTAINER_ID/x/",
+         "test_a_container_destroys_its_own_contract_with_its_own_key_and_no_word_of_that_stands_in_its_log"),
+    Edit("vastai", "offers", "not in (CAP, LIMIT)", "not in (LIMIT,)", "test_all_asks_are_found_however_many_there_are"),
+    Edit("vastai", "offers", '"gte": dearest', '"gt": dearest + 1', "test_all_asks_are_found_however_many_there_are"),
+    Edit("vastai", "offers", '"reliability": {"gte": options.min_reliability},', "", "test_what_is_wanted_is_asked_of_the_api"),
+    Edit("vastai", "offers", "< options.min_reliability or count < 1", "< 0 or count < 1", "test_what_the_api_did_not_filter_is_filtered_here"),
+    Edit("vastai", "offers", "(1 + options.bid_over)", "1", "test_spot_is_the_lowest_bid_and_some_more"),
+    Edit("vastai", "offers", '(float(row["dph_base"]) if bid is None else bid) + storage', '(float(row["dph_base"]) if bid is None else bid)',
+         "test_an_offer_is_one_ask_of_one_machine_with_its_disk"),
+    Edit("vastai", "offers", "                if page == 0:\n                    raise\n", "",
+         "test_a_search_that_is_asked_too_often_keeps_what_is_cheapest_and_one_that_found_nothing_says_so"),
+    Edit("vastai", "offers", ' and requirements.trust == "any" else []', " else []",
+         "test_hosts_are_as_trusted_as_asked_for_and_unverified_ones_have_to_be_wanted"),
+    Edit("vastai", "offers", 'if row.get("hosting_type") == 1 else "verified"', 'if True else "verified"',
+         "test_hosts_are_as_trusted_as_asked_for_and_unverified_ones_have_to_be_wanted"),
+    Edit("vastai", "offers", 'if row.get("verification") != "verified":', "if False:",
+         "test_hosts_are_as_trusted_as_asked_for_and_unverified_ones_have_to_be_wanted"),
+    Edit("vastai", "offers", "accelerator.vendor if accelerator else told", "told if told else told",
+         "test_a_name_that_vast_ai_may_write_otherwise_is_not_asked_for_and_is_looked_for_among_all"),
+    Edit("vastai", "offers", "math.ceil(requirements.disk_gb or 0)", "int(requirements.disk_gb or 0)",
+         "test_a_disk_is_as_large_as_asked_for_and_as_the_block_says"),
+    Edit("vastai", "offers", "with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):", "if True:",
+         "test_an_ask_that_is_written_oddly_is_not_offered_and_hides_no_other"),
     Edit("verda", "words", '("no_capacity", "error"), InstanceState.FAILED', '("no_capacity", "error"), InstanceState.PROVISIONING',
          "test_each_status_is_what_it_means"),
     Edit("verda", "words", 'errors.NoCapacity: ("not enough resources",),', "", "test_sold_out_is_no_capacity"),
@@ -223,6 +302,8 @@ def prices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(test_lambdalabs.driver_module, "EVERY_S", 0.0)
+        patch.setattr(test_vastai.driver_module, "PAGE_S", 0.0)
+        patch.setattr(test_vastai.driver_module, "END_S", 0.0)
         without_waiting(patch)
         for module in (test_lambdalabs, test_verda, test_vultr):
             collected = collect.from_offers(module.PRICES, "these tests")
@@ -237,8 +318,8 @@ class Quick(ProviderConformance):
 
 def catches(driven: Driven, driver: Any, test: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether this test, of the contract or of the driver's own, fails for that driver. Of one with parameters, for any of them."""
-    if "driver" in driver.__module__ and hasattr(driver, "__init__"):
-        monkeypatch.setitem(driver.__init__.__globals__, "EVERY_S", 0.0)
+    for pace in ("EVERY_S", "PAGE_S", "END_S") if "driver" in driver.__module__ and hasattr(driver, "__init__") else ():
+        monkeypatch.setitem(driver.__init__.__globals__, pace, 0.0)
     monkeypatch.setattr(driven.tests, driven.name, driver)
     if hasattr(Quick, test):
         with driven.fake() as cloud:
@@ -269,8 +350,8 @@ def parameters(function: Any) -> list[dict[str, Any]]:
 
 def called(driven: Driven, function: Any, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = function.__code__.co_varnames[: function.__code__.co_argcount]
-    with driven.fake() as cloud, monkeypatch.context() as patch:
-        has = {"cloud": cloud, "monkeypatch": patch, **given}
+    with driven.fake() as cloud, monkeypatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        has = {"cloud": cloud, "monkeypatch": patch, "tmp_path": Path(folder), **given}
         function(**{name: has[name] for name in wanted})
 
 
@@ -291,3 +372,11 @@ def test_a_line_that_is_wrong_is_caught(edit: Edit, monkeypatch: pytest.MonkeyPa
     module = f"{HOME}.{edit.provider}" + (f".{edit.module}" if edit.module else "")
     driver = mutants.edited(module, edit.old, edit.new, driven.driver)
     assert catches(driven, driver, edit.test, monkeypatch), f"{edit.new!r} instead of {edit.old!r} survived"
+
+
+@pytest.mark.parametrize(("provider", "test"), sorted({(one.provider, one.test) for one in EDITS}))
+def test_what_catches_a_wrong_line_lets_the_right_ones_pass(
+    provider: str, test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = DRIVEN[provider]
+    assert not catches(driven, getattr(driven.tests, driven.name), test, monkeypatch)

@@ -22,8 +22,12 @@ def fetched(vendor: str, address: str, access: ApiAccess, transport: Transport |
 
     Raises Transient where the address is no such thing, or who has it does not answer.
     """
-    url = httpx.URL(address)
-    if url.scheme != "https" or not url.host:
+    try:
+        url = httpx.URL(address)
+        is_place = url.scheme == "https" and bool(url.host)
+    except (httpx.InvalidURL, ValueError):
+        url, is_place = httpx.URL(), False
+    if not is_place:
         raise Transient(f"{vendor} names no place from which a log can be fetched")
     origin = f"https://{url.netloc.decode()}"
     wire = Wire(vendor, origin, {}, by_way_of(Login(), proxy=access.proxy, ca=access.ca), transport)
