@@ -1,4 +1,4 @@
-"""`provision` with something wrong in it, as flows that a worker can run: for tests of what is cleaned up."""
+"""`provision` with something wrong in it, or in a hurry, as flows that a worker can run: for tests of what is cleaned up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect_gpu.flows.run import steps
 from prefect_gpu.providers.core.models import Instance, LaunchSpec, Offer
 from prefect_gpu.providers.core.renting.library import TaskLibrary
 from prefect_gpu.providers.local.driver import Local
+from prefect_gpu.providers.vastai.driver import Vastai
 
 
 class SlowToAnswer(Local):
@@ -35,6 +36,8 @@ def _with(**changes: Any) -> Any:
             registry.library = lambda _name: library  # type: ignore[assignment]
         if "wait_ready" in changes:
             steps.wait_ready = changes["wait_ready"]
+        if "lists_late_s" in changes:
+            Vastai.capabilities = Vastai.capabilities.model_copy(update={"listing_lag_s": changes["lists_late_s"]})
         return provision_module.provision.fn(*arguments, **parameters)
 
     changed.__wrapped__ = provision_module.provision.fn  # type: ignore[attr-defined]  # its parameters are the form's
@@ -58,3 +61,5 @@ def _as_flow(name: str, function: Any) -> Any:
 
 provision_with_a_slow_create = _as_flow("slow-create", _with(library=TaskLibrary(SlowToAnswer)))
 provision_that_breaks = _as_flow("breaks", _with(wait_ready=_wait_ready_breaks))
+# Vast.ai shows nothing of what is gone: a run waits until its lists can be believed.
+provision_that_waits_for_no_list = _as_flow("waits-for-no-list", _with(lists_late_s=2.0))

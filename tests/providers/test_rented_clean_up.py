@@ -1,4 +1,4 @@
-"""Whatever happens to a run on Lambda, RunPod, TensorDock or Verda, with a real server and worker, nothing of it stays there.
+"""Whatever happens to a run on Lambda, RunPod, TensorDock, Vast.ai or Verda, with a real server and worker, nothing of it stays there.
 
 The flow's own process reaches each vendor's fake under the vendor's name, by way of a company's proxy and CA, and its machines by SSH.
 """
@@ -19,6 +19,7 @@ from prefect_gpu.blocks.api import ApiAccess
 from prefect_gpu.blocks.lambdalabs import LambdalabsCredentials
 from prefect_gpu.blocks.runpod import RunpodCredentials
 from prefect_gpu.blocks.tensordock import TensordockCredentials
+from prefect_gpu.blocks.vastai import VastaiCredentials
 from prefect_gpu.blocks.verda import VerdaCredentials
 from tests.clean_up import Asked, CleanUp, Left
 from tests.fakes.lambdalabs import FakeLambda
@@ -26,6 +27,7 @@ from tests.fakes.rented import ssh_is_possible
 from tests.fakes.runpod import FakeRunpod, Process
 from tests.fakes.served import served
 from tests.fakes.tensordock import FakeTensordock
+from tests.fakes.vastai import FakeVastai
 from tests.fakes.verda import FakeVerda
 from tests.stack import Stack
 
@@ -46,12 +48,19 @@ class Vendor(NamedTuple):
     fake: Callable[[], Any]
     block: Callable[[ApiAccess], Any]
     left: Callable[[Any], list[str]]
+    flow: str = "prefect_gpu.flows.provision.provision"
 
 
 def left_at_verda(cloud: FakeVerda) -> list[str]:
     alive = [one["body"]["hostname"] for one in cloud.machines.values() if one["gone_at"] is None]
     things = (cloud.disks, cloud.trash, cloud.scripts, cloud.sshkeys)
     return [*alive, *(one["name"] for kept in things for one in kept.values())]
+
+
+def vastai() -> FakeVastai:
+    cloud = FakeVastai("key-1", machines="process", speed=SPEED)
+    cloud.logs_at = "https://console.vast.ai"  # behind the one name that the proxy leads to
+    return cloud
 
 
 VENDORS = (
@@ -75,6 +84,14 @@ VENDORS = (
         lambda: FakeTensordock("token-1", has_ssh=True, shows_deleted_s=3600, speed=SPEED),
         lambda api: TensordockCredentials(api_token=SecretStr("token-1"), api=api),
         lambda cloud: cloud.alive(),
+    ),
+    Vendor(
+        "vastai",
+        "console.vast.ai",
+        vastai,
+        lambda api: VastaiCredentials(api_key=SecretStr("key-1"), api=api),
+        lambda cloud: cloud.alive(),
+        "tests.fakes.spoiled_flows.provision_that_waits_for_no_list",
     ),
     Vendor(
         "verda",
@@ -102,7 +119,7 @@ def at(request: pytest.FixtureRequest, stack: Stack, tmp_path_factory: pytest.Te
         cloud = running.enter_context(vendor.fake())
         api = running.enter_context(served(cloud, vendor.host, tmp_path_factory.mktemp(vendor.name)))
         running.enter_context(stack.account(vendor.block(api)))
-        yield Rented(vendor, cloud, stack.deploy("prefect_gpu.flows.provision.provision", vendor.name))
+        yield Rented(vendor, cloud, stack.deploy(vendor.flow, vendor.name))
 
 
 def publish(name: str) -> None:
