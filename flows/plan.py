@@ -54,8 +54,8 @@ def plan(
     log = get_run_logger()
     for table in looked.tables():
         log.info("\n".join(table))
-    for name, trouble in found.troubles.items():
-        log.warning("%s: %s", name, trouble)
+    for line in [f"{name}: {trouble}" for name, trouble in found.troubles.items()] + looked.unseen():
+        log.warning("%s", line)
     log.info(found.message)
     create_markdown_artifact(
         markdown(found, list(looked.ranked), looked.wanted), key="offers", description="What would be tried, in order."

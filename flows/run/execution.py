@@ -62,6 +62,7 @@ class Run:
     adopts: Attempt | None = None  # the line of an earlier execution that this one is about to go on with
     result: JobResult | None = None  # of a job that had ended in an earlier execution
     lost: ProviderError | None = None  # why the machine of a job that must not begin anew is of no use any more
+    alarms: set[str] = field(default_factory=set[str])  # that were told
     answered: set[str] = field(default_factory=set[str])  # names whose order this process had the answer of
     troubles: dict[str, ProviderError] = field(default_factory=dict[str, ProviderError])
 

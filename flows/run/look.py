@@ -10,7 +10,7 @@ from prefect_gpu import providers as registry
 from prefect_gpu.blocks.realm import GpuRealm
 from prefect_gpu.flows import fields as form
 from prefect_gpu.flows.report import text
-from prefect_gpu.flows.run import market, story
+from prefect_gpu.flows.run import market, story, unseen
 from prefect_gpu.flows.run import request as inputs
 from prefect_gpu.flows.run.offers import Ranked, rank
 from prefect_gpu.flows.run.request import Refused
@@ -52,6 +52,10 @@ class Look(Model):
         tables = [story.offers_table(buyable)] if buyable else []
         return [*tables, market.table(list(self.found.market))] if self.found.market else tables
 
+    def unseen(self) -> list[str]:
+        """What could not be looked at, a line each."""
+        return unseen.lines([one.offer for one in self.ranked])
+
 
 def look(
     gpu: str,
@@ -67,7 +71,9 @@ def look(
     wanted = inputs.checked_requirements(gpu, max_price, requirements)
     names = _asked(providers, account)
     # The price limit is kept back, so that what is just too dear is seen.
-    offers, failures = ask(names, wanted.model_copy(update={"max_price": None}), account)
+    at_any_price = wanted.model_copy(update={"max_price": None})
+    offers, failures = ask(names, at_any_price, account)
+    offers = unseen.with_nearest(offers, names, at_any_price, account, failures)
     ranked = rank(offers, wanted, hours, market.billing_of)
     buyable = sum(one.is_buyable for one in ranked)
     others = [] if providers else market.without_account(wanted, names, hours)

@@ -119,7 +119,7 @@ class Ranked(Model):
 def rank(
     offers: Sequence[Offer], requirements: Requirements, hours: float, billing_of: Callable[[str], Billing]
 ) -> list[Ranked]:
-    """Alternatives as they were written, each by the price of the expected stay; then what would not be tried, cheapest first."""
+    """Alternatives as they were written, each by the price of the expected stay; then what would not be tried, cheapest first, what could not be looked at before it."""
     buyable: list[tuple[tuple[int, float, float], Offer]] = []
     others: list[tuple[float, Offer, str]] = []
     for offer in offers:
@@ -132,7 +132,7 @@ def rank(
         else:
             others.append((cost, offer, why))
     buyable.sort(key=lambda one: one[0])
-    others.sort(key=lambda one: one[0])
+    others.sort(key=lambda one: (not one[1].is_unseen, one[0]))
     best = {position: (cost, offer) for (position, cost, _), offer in reversed(buyable)}
     ranked = [
         _ranked(number, offer, cost, _why(offer, cost, position, best, requirements, billing_of))

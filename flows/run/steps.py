@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
-from prefect_gpu.flows.run import adopting, cards, ledger, naming, quotas, request, run_log, story, tries, unfit
+from prefect_gpu.flows.run import adopting, cards, ledger, naming, quotas, request, run_log, story, tries, unfit, unseen
 from prefect_gpu.flows.run.beginning import begin
 from prefect_gpu.flows.run.execution import Run
 from prefect_gpu.flows.run.failure import OVER_BUDGET, failed
@@ -58,11 +58,13 @@ def fetch_offers(run: Run) -> list[Offer]:
     # The price limit is kept back, so that what is just too dear can be named.
     wanted = run.requirements.model_copy(update={"max_price": None})
     offers, run.troubles = ask(run.providers, wanted, run.account, run.say_progress)
+    offers = unseen.with_nearest(offers, run.providers, wanted, run.account, run.troubles, run.stop_reason)
     run.say(story.step(1, "offers", story.asked(len(run.providers), len(run.troubles)), time.monotonic() - started))
     for provider, trouble in run.troubles.items():
         run.say(story.more(f"{provider}: {trouble.message}"))
         if trouble.is_loud:
             run.log.warning("%s: %s", provider, trouble.message)
+    unseen.tell(run, offers)
     if run.reap_overdue is not None and run.reap_overdue.wait(1.0):
         with suppress(Exception):  # who cannot be asked now is asked by the next run
             if said := run.reap_overdue.result():
@@ -265,9 +267,9 @@ def not_found(run: Run) -> State[JobResult]:
     if not run.record.is_written:
         run.write_record()
     if run.failed:
-        message = story.none_served(run.requirements, run.failed, run.record.attempts)
+        message = story.none_served(run.requirements, run.failed, run.record.attempts) + unseen.ending(run)
     elif said := story.all_passed_over(run.requirements, run.ranked):
-        message = said
+        message = said + unseen.ending(run)
     else:
         seen = [one.offer for one in run.ranked]
         answered = [str(name) for name in run.providers if str(name) not in run.troubles]

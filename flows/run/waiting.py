@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
-from prefect_gpu.flows.run import sold_out, story, unfit
+from prefect_gpu.flows.run import sold_out, story, unfit, unseen
 from prefect_gpu.flows.run.execution import Run
 from prefect_gpu.flows.run.offers import ask_again, in_given_order, rank
 from prefect_gpu.providers import ProviderName
@@ -204,6 +204,7 @@ class Search:
         names = self._could()
         wanted = run.requirements.model_copy(update={"max_price": None})
         offers, troubles = ask_again(names, wanted, run.account, run.stop_reason)
+        unseen.tell(run, offers, is_first=False)
         asked = {str(name) for name in names}
         run.troubles = {name: why for name, why in run.troubles.items() if name not in asked} | troubles
         silent = asked & troubles.keys()

@@ -55,8 +55,8 @@ def show(place: Place, parameters: dict[str, Any], *, as_json: bool) -> int:
     for table in looked.tables():
         for line in table:
             display.line(line)
-    for name, trouble in found.troubles.items():
-        display.line(f"{name}: {trouble}", "yellow")
+    for line in [f"{name}: {trouble}" for name, trouble in found.troubles.items()] + looked.unseen():
+        display.line(line, "yellow")
     display.line(found.message)
     return 0 if found.buyable or found.market else 1
 

@@ -57,6 +57,10 @@ class Offer(Model):
     gpu_vendor: str | None = None
     availability: Availability = Availability.UNKNOWN
     unavailable_because: str | None = None  # in the user's words: "quota is 0 vCPU in us-east-1"
+    is_unseen: bool = (
+        False  # it could not be looked at: what is not told of it is not known, and no bound rules that out
+    )
+    is_alarm: bool = False  # somebody must look at it whatever else serves: another machine answers in its place
     boot_deadline_s: int | None = None  # where it differs from the provider's
     trust: Trust | None = (
         None  # in the host, where it is one of a marketplace's; None: the machine is the provider's own

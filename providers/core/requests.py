@@ -61,6 +61,8 @@ class Requirements(Model):
     # `provision` has parameters of their own for these two, so its form does not show them a second time.
     gpu: SkipJsonSchema[tuple[GpuRequest, ...]] = ()  # alternatives in order; empty: no GPU needed
     max_price: SkipJsonSchema[float | None] = None  # USD per hour, for the whole instance
+    # Asked by the library where nothing fits: offers need not fit, and of one machine's GPUs the most come first, not the fewest.
+    nearest: SkipJsonSchema[bool] = False
 
     spot: Spot = Field(
         default=Spot.ON_DEMAND,
@@ -104,6 +106,13 @@ class Requirements(Model):
     @property
     def wants_gpu(self) -> bool:
         return bool(self.gpu)
+
+    def to_nearest(self) -> Requirements:
+        """The same GPUs in any number, size and place: what there is, where nothing fits. A disk is sized by what is asked for."""
+        needs_one = self.gpu_vendor or self.min_cuda or self.min_compute_capability
+        named = tuple(GpuRequest(names=one.names, instance_type=one.instance_type, text=one.text) for one in self.gpu)
+        gpu = named or ((GpuRequest(),) if needs_one else ())
+        return Requirements(gpu=gpu, spot=Spot.EITHER, disk_gb=self.disk_gb, network=self.network, nearest=True)
 
 
 class Job(Model):

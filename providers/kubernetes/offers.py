@@ -20,7 +20,7 @@ _ALL = "all pods"
 
 
 def fetch(api: JsonApi, block: KubernetesCredentials, requirements: Requirements, page: int) -> list[Offer]:
-    """An offer a shape and kind of GPU: the fewest GPUs that meet the requirements."""
+    """An offer a shape and kind of GPU: the fewest GPUs that meet the requirements, or all where the nearest is asked for."""
     nodes = [node for node in map(Node, rows(api, "/api/v1/nodes", page)) if node.runs_linux]
     counted = _count_pods(api, block.namespace, {node.name: node for node in nodes}, page)
     shapes: dict[tuple[object, ...], list[Node]] = {}
@@ -29,7 +29,7 @@ def fetch(api: JsonApi, block: KubernetesCredentials, requirements: Requirements
             shapes.setdefault(node.shape, []).append(node)
     return [
         offer for shape in shapes.values() for gpu in _kinds(shape[0], requirements)
-        if (offer := _smallest(shape, gpu, counted, requirements, block)) is not None
+        if (offer := _first(shape, gpu, counted, requirements, block)) is not None
     ]  # fmt: skip
 
 
@@ -58,9 +58,11 @@ def _kinds(node: Node, requirements: Requirements) -> list[Gpu] | list[None]:
 
 
 def _counts(node: Node, gpu: Gpu | None, requirements: Requirements) -> Iterator[int]:
-    """How many GPUs a pod on such a node may ask for, the fewest first."""
+    """How many GPUs a pod on such a node may ask for, in the order they are tried."""
     if gpu is None:
         yield 0
+    elif requirements.nearest:
+        yield node.count(gpu)
     elif not requirements.wants_gpu:
         yield 1
     elif any(request.instance_type for request in requirements.gpu):
@@ -70,7 +72,7 @@ def _counts(node: Node, gpu: Gpu | None, requirements: Requirements) -> Iterator
         yield from range(min(request.count_min for request in requirements.gpu), node.count(gpu) + 1)
 
 
-def _smallest(
+def _first(
     shape: list[Node], gpu: Gpu | None, counted: str, requirements: Requirements, block: KubernetesCredentials
 ) -> Offer | None:
     offers = (_offer(shape, gpu, count, counted, requirements, block) for count in _counts(shape[0], gpu, requirements))

@@ -33,7 +33,10 @@ class Gpus(NamedTuple):
 
 def fitting(requirements: Requirements, provider: str, roots: Sequence[Path], tools: str | None) -> list[Offer]:
     """This machine, whole or as many of its GPUs as are asked for, where it fits. `tools`: where the drivers' tools are, else PATH."""
-    offer = _this_machine(provider, roots, tools, needs_cuda=requirements.min_cuda is not None)
+    offer, unseen = _this_machine(provider, roots, tools, needs_cuda=requirements.min_cuda is not None)
+    if unseen and requirements.wants_gpu:
+        because = {"availability": Availability.UNAVAILABLE, "unavailable_because": unseen, "is_unseen": True}
+        offer = offer.model_copy(update=because)
     if fits(offer, requirements):
         return [offer]
     # Somebody who asks for one GPU may have one of this machine's eight.
@@ -46,15 +49,19 @@ def fitting(requirements: Requirements, provider: str, roots: Sequence[Path], to
     return [offer for offer in smaller if fits(offer, requirements)][:1]
 
 
-def _this_machine(provider: str, roots: Sequence[Path], tools: str | None, *, needs_cuda: bool) -> Offer:
+def _this_machine(
+    provider: str, roots: Sequence[Path], tools: str | None, *, needs_cuda: bool
+) -> tuple[Offer, str | None]:
+    """What it is, and why its GPUs are not seen where their driver is in trouble."""
     told = _told(tools, needs_cuda=needs_cuda)
-    gpus = _largest_kind(smi.parse(told))
+    found = smi.parse(told)
+    gpus = _largest_kind(found)
     raw: dict[str, Any] = {}
     if gpus is not None:
         raw["devices"] = gpus.devices
         if (cuda := smi.cuda(told)) is not None:
             raw["cuda"] = cuda
-    return Offer(
+    offer = Offer(
         provider=provider,
         instance_type="this computer",
         region="local",
@@ -70,6 +77,7 @@ def _this_machine(provider: str, roots: Sequence[Path], tools: str | None, *, ne
         availability=Availability.AVAILABLE,
         raw=raw,
     )
+    return offer, found.unseen
 
 
 def _told(tools: str | None, *, needs_cuda: bool) -> str:

@@ -30,6 +30,8 @@ def scopes_of(requirements: Requirements, options: RunpodOptions) -> dict[str, d
     if requirements.gpu_vendor and not bounds:
         bounds = [(1, 1)]
     counts = {n for low, high in bounds for n in range(low, min(high, MOST_GPUS) + 1)}
+    if requirements.nearest:
+        counts = {1}  # the answer tells how many there are at most
     may_be_a_stranger_s = requirements.trust == "any" and options.volume_gb is None  # the community has no volumes
     usual = {"include": "AVAILABILITY", "product": "POD"}
     if requirements.min_cuda:
@@ -59,6 +61,7 @@ def _offers_of(
     price, most = (answers.at(row, f"{field}.{WORDS[cloud]}") for field in ("price", "maxCount"))
     if not row.get(WORDS[cloud]) or not _is_number(price) or price <= 0 or not _is_number(most) or count > most:
         return
+    count = int(most) if requirements.nearest else count
     name = gpu_name(row["id"]) or gpu_name(row["name"]) or squash(row["name"]).upper()
     known, vendor, memory = find(name), str(row.get("manufacturer")).lower(), row["memory"]
     disk_gb = math.ceil(max(requirements.disk_gb or 0, options.disk_gb))

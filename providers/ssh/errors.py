@@ -6,6 +6,8 @@ import re
 
 from prefect_gpu.providers.core.errors import HostKeyMismatch, NoCapacity, ProviderError, Transient
 
+_ALARM = "ALARM: "
+
 
 class HostDown(NoCapacity):
     """One machine does not answer, or not as it should; the others may."""
@@ -43,10 +45,14 @@ def because(failure: ProviderError) -> str:
 
 def out_of_reach(host: str, failure: ProviderError) -> str:
     """What a person should know about a machine that could not be used."""
+    said = because(failure)
     if isinstance(failure, HostKeyMismatch):
         return (
-            f"ALARM: {because(failure)}. Either {host} was set up again, and the block needs its new key, "
-            "or another machine answers in its place"
+            said
+            if said.startswith(_ALARM)
+            else (
+                f"{_ALARM}{said}. Either {host} was set up again, and the block needs its new key, "
+                "or another machine answers in its place"
+            )
         )
-    said = because(failure)
     return said if said.startswith(f"{host} ") else f"{host} is out of reach: {said}"

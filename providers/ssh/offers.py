@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from prefect_gpu.blocks.ssh import SshHost
-from prefect_gpu.providers.core.errors import ProviderError
+from prefect_gpu.providers.core.errors import HostKeyMismatch, ProviderError
 from prefect_gpu.providers.core.gpu import matching
 from prefect_gpu.providers.core.machine import smi
 from prefect_gpu.providers.core.models import Availability, Offer
@@ -21,18 +21,18 @@ _MOST = {"cores": 100_000, "memory": 2**40, "disk": 2**50}  # of one machine: me
 _MOST_GPUS = 1024
 _KB_PER_GB = 2**20
 
-# Of a machine that does not answer nothing is known but what its block says.
-_UNKNOWN = dict.fromkeys(("cpu", "memory_gb", "gpu_vendor", "min_cuda", "min_compute_capability"))
-
 
 def of_unreachable(host: SshHost, failure: ProviderError, requirements: Requirements) -> list[Offer]:
-    """A machine that does not answer, as an offer that says why."""
-    because = out_of_reach(host.name, failure)
+    """A machine that does not answer, as an offer that says why: of it nothing is known but what its block says."""
     offer = _offer(host, None).model_copy(
-        update={"availability": Availability.UNAVAILABLE, "unavailable_because": because}
+        update={
+            "availability": Availability.UNAVAILABLE,
+            "unavailable_because": out_of_reach(host.name, failure),
+            "is_unseen": True,
+            "is_alarm": isinstance(failure, HostKeyMismatch),
+        }
     )
-    known = requirements.model_copy(update={"gpu": (), **_UNKNOWN})
-    return [offer] if matching.fits(offer, known) else []
+    return [offer] if matching.fits(offer, requirements) else []
 
 
 def of_machine(host: SshHost, survey: Survey, requirements: Requirements, pinned: str | None) -> list[Offer]:
@@ -49,8 +49,12 @@ def of_machine(host: SshHost, survey: Survey, requirements: Requirements, pinned
         first = visible[0] if visible else None
         holder = survey.holder(gpus)
         because = f"in use by {holder}" if holder else None
-        if because is None and gpus != WHOLE and len(visible) < len(gpus.split(",")):
-            because = f"of the slice {gpus} {len(visible)} GPUs answer: {found.trouble or 'the others are not there'}"
+        count = len(visible) if gpus == WHOLE else len(gpus.split(","))
+        unseen = found.unseen if requirements.wants_gpu and not visible else None
+        if gpus != WHOLE and len(visible) < count:
+            unseen = f"of the slice {gpus} {len(visible)} GPUs answer: {found.trouble or 'the others are not there'}"
+        if because is None and unseen is not None:
+            because = f"{host.name}: {unseen}"
         offer = _offer(host, None if gpus == WHOLE else gpus).model_copy(
             update={
                 "cpu": facts["cores"] / shares if "cores" in facts else None,
@@ -58,11 +62,12 @@ def of_machine(host: SshHost, survey: Survey, requirements: Requirements, pinned
                 "disk_gb": _gb(facts.get("disk"), 1),
                 "arch": _architecture(host.name, survey.text),
                 "gpu_name": (first.name or first.model) if first else None,
-                "gpu_count": len(visible),
+                "gpu_count": count,
                 "gpu_memory_gb": first.memory_gb if first else None,
                 "gpu_vendor": first.vendor if first else None,
                 "availability": Availability.UNAVAILABLE if because else Availability.AVAILABLE,
                 "unavailable_because": because,
+                "is_unseen": unseen is not None,
                 "raw": {"gpus": gpus, **raw},
             }
         )

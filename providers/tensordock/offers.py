@@ -27,7 +27,8 @@ def offers_of(host: dict[str, Any], requirements: Requirements, options: Tensord
     gpus: list[dict[str, Any]] = answers.at(host, "available_resources.gpus") or []
     for row in gpus:
         free = _number(answers.at(row, "availableCount")) or 0
-        for count in range(1, min(int(free), MOST_GPUS) + 1):
+        most = min(int(free), MOST_GPUS)
+        for count in range(most if requirements.nearest else 1, most + 1):
             offer = _share(host, row, count, requirements, options)
             if offer is not None and fits(offer, requirements):
                 yield offer

@@ -41,7 +41,7 @@ def found(
     for body in searches(requirements, options):
         spot, asks = body.get("type") == "bid", set[object]()
         following: dict[str, Any] = body
-        for page in range(PAGES):
+        for page in range(1 if requirements.nearest else PAGES):
             try:
                 told = answers.at(search(following), "offers")
             except RateLimited:
@@ -81,7 +81,7 @@ def _filters(requirements: Requirements, options: VastaiOptions) -> dict[str, An
     disk_gb = disk(requirements, options)
     asked: dict[str, Any] = {
         "limit": LIMIT,
-        "order": [["dph_total", "asc"]],
+        "order": [*([["num_gpus", "desc"]] if requirements.nearest else []), ["dph_total", "asc"]],
         "allocated_storage": disk_gb,
         "rentable": {"eq": True},
         "rented": {"eq": False},

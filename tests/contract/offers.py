@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from prefect_gpu.providers.core.contract import Capabilities
 from prefect_gpu.providers.core.gpu.matching import why_not
 from prefect_gpu.providers.core.requests import GpuRequest, Requirements, Spot
@@ -48,6 +50,21 @@ class Offers(Driving):
     def test_no_offer_is_an_empty_list_and_not_an_error(self, subject: Subject) -> None:
         nothing = Requirements(gpu=(GpuRequest(names=("NOSUCHGPU9000",), count_min=7),))
         assert subject.provider.fetch_offers(nothing) == []
+
+    def test_where_nothing_fits_it_tells_what_there_is(self, subject: Subject) -> None:
+        if subject.provider.capabilities.needs_catalog:
+            pytest.skip("the price list tells")
+        more = tuple(one.model_copy(update={"count_min": 1000, "count_max": None}) for one in subject.requirements.gpu)
+        for asked in (
+            subject.requirements.model_copy(update={"cpu": 100_000}),
+            subject.requirements.model_copy(update={"memory_gb": 1e6, "regions": ("no-such-region",), "gpu": more}),
+        ):
+            assert subject.provider.fetch_offers(asked) == []
+            nearest = subject.provider.fetch_offers(asked.to_nearest())
+            assert nearest
+            assert all(why_not(offer, asked) for offer in nearest)
+            counts = [offer.gpu_count for offer in subject.provider.fetch_offers(subject.requirements)]
+            assert max(offer.gpu_count for offer in nearest) >= max(counts), "the most that one machine has"
 
     def test_a_price_cap_and_a_region_are_obeyed(self, subject: Subject) -> None:
         offers = subject.provider.fetch_offers(subject.requirements)

@@ -493,7 +493,15 @@ def live(**more: object) -> Offer:
 
 def test_a_number_or_size_of_gpus_is_judged_on_live_offers_too() -> None:
     says = explain(asked("H100:9"), ["kubernetes"], [live(), live(gpu_count=4)])
-    assert says == "No H100:9. H100 comes with 4 or 8 in one machine."
+    assert says == "No H100:9. kubernetes has H100, at most 8 in one machine."
+    says = explain(asked("H100:6"), ["kubernetes"], [live(), live(gpu_count=4)])
+    assert says == "No H100:6. H100 comes with 4 or 8 in one machine."
+    says = explain(asked("H100:8", cpu=200), ["kubernetes"], [live(cpu=8), live(instance_type="gpu-2")])
+    assert says == "No H100:8. With at most 96 cores: H100:8 $0 kubernetes."
+    says = explain(asked("H100:8", memory_gb=2000), ["runpod"], [live(provider="runpod", memory_gb=None)])
+    assert says == "No H100:8. With an unknown amount of memory: H100:8 $0 runpod."
+    says = explain(asked("H100:8", min_cuda=12.8), ["kubernetes"], [live(raw={"cuda": 12.2})])
+    assert says == "No H100:8. With a driver below CUDA 12.8: H100:8 $0 kubernetes."
     says = explain(asked("A100:80GB:8"), ["kubernetes"], [live(gpu_name="A100", gpu_memory_gb=40)])
     assert says == "No A100:80GB:8. A100 comes with 40 GB here."
 
@@ -508,6 +516,24 @@ def test_what_providers_say_of_offers_that_would_fit_is_the_reason() -> None:
     publish(rows=[Price(H100, US, 31)])
     says = explain(asked("H100:8"), ["aws", "kubernetes", "ssh"], seen)
     assert says == ("No H100:8. kubernetes: node gpu-1 is cordoned. ssh: 10.0.0.7 has another host key than before.")
+
+
+def test_what_could_not_be_looked_at_is_said_whatever_was_asked_for_and_whatever_else_is_there() -> None:
+    def dark(name: str, **more: object) -> Offer:
+        return Offer(
+            provider="ssh", instance_type=name, region="", price=0.0, availability=Availability.UNAVAILABLE,
+            unavailable_because=f"{name} is out of reach", is_unseen=True, **more,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    seen = [dark("m1"), dark("m2"), dark("m3"), dark("m4", is_alarm=True)]
+    told = "ssh: m4 is out of reach; m1 is out of reach; m2 is out of reach; and 1 more."
+    for wishes in ({}, {"cpu": 4}, {"memory_gb": 10.0}, {"min_cuda": 12.8}):
+        assert explain(asked("H100:9", **wishes), ["ssh"], seen) == f"No H100:9. {told}"
+    assert explain(asked("H100:9"), ["ssh", "kubernetes"], [*seen, live()]) == (
+        f"No H100:9. kubernetes has H100, at most 8 in one machine. {told}"
+    )
+    assert explain(asked("T4"), ["ssh", "kubernetes"], seen) == f"No T4. kubernetes has no T4. {told}"
+    assert explain(asked("T4", regions=("attic",)), ["ssh"], seen) == "No T4 in attic.", "they stand elsewhere"
 
 
 def test_a_collector_of_gpuhunt_becomes_offers(monkeypatch: pytest.MonkeyPatch) -> None:

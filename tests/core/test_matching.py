@@ -79,7 +79,8 @@ CASES: dict[str, list[tuple[object, dict[str, object], dict[str, object]]]] = {
         ("secure", {"trust": None}, {"trust": "any"}),
     ],
 }
-NOT_ABOUT_OFFERS = {"network"}  # how the instance is reached is decided at create
+# How the instance is reached is decided at create; `nearest` says which offers are asked for.
+NOT_ABOUT_OFFERS = {"network", "nearest"}
 
 
 def test_every_field_of_requirements_has_a_case():
@@ -107,6 +108,31 @@ def test_a_host_that_is_not_trusted_enough_says_why_it_is_not():
         "its host is verified, but in no secure data centre: trust=secure is asked for"
     )
     assert fits(offer(trust="any"), Requirements())
+
+
+UNSEEN = {**NO_GPU, "cpu": None, "memory_gb": None, "disk_gb": None, "arch": None, "is_unseen": True}
+
+
+@pytest.mark.parametrize("field", sorted(set(CASES) - {"max_price", "spot", "trust"}))
+def test_of_a_machine_that_could_not_be_looked_at_only_what_is_known_is_judged(field):
+    is_place = field.removeprefix("exclude_") in {"regions", "zones", "countries"}
+    for value, met, missed in CASES[field]:
+        requirements = Requirements.model_validate({"spot": Spot.EITHER, field: value})
+        assert fits(offer(**met | UNSEEN), requirements)
+        if is_place:
+            assert not fits(offer(**missed | UNSEEN), requirements)
+    assert not fits(offer(**UNSEEN, price=3.0), Requirements(max_price=2.0))
+    assert not fits(offer(**UNSEEN | {"cpu": 4}), Requirements(cpu=8)), "this much is known"
+
+
+def test_the_nearest_is_the_same_gpu_whatever_else_was_asked_for():
+    asked = Requirements(gpu=parse_gpu("A100:80GB:9"), cpu=200, memory_gb=9000, disk_gb=900, regions=("mars",))
+    nearest = asked.to_nearest()
+    assert fits(offer(gpu_name="A100", gpu_memory_gb=40, spot=True), nearest)
+    assert not fits(offer(gpu_name="H100"), nearest)
+    assert nearest.disk_gb == 900, "who sizes a disk by the order sizes it by this"
+    assert not fits(offer(**NO_GPU), Requirements(gpu_vendor="nvidia", cpu=200).to_nearest())
+    assert fits(offer(**NO_GPU), Requirements(cpu=200).to_nearest())
 
 
 def test_a_job_without_wishes_takes_any_on_demand_offer():

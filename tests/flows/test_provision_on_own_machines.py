@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from prefect_gpu import providers as registry
 from prefect_gpu.blocks.ssh import SshMachines
 from prefect_gpu.flows.provision import provision
+from prefect_gpu.flows.report.artifacts import newest
+from prefect_gpu.flows.run.cards import TRIED
+from prefect_gpu.flows.run.look import look
+from prefect_gpu.flows.run.offers import ask_again
 from prefect_gpu.flows.run.record import Record
+from prefect_gpu.providers import ProviderName
+from prefect_gpu.providers.core.machine.keys import derive
 from prefect_gpu.providers.core.renting.library import TaskLibrary
-from prefect_gpu.providers.core.requests import Job
+from prefect_gpu.providers.core.requests import Job, Requirements
 from prefect_gpu.providers.ssh.driver import Ssh
 from tests.fakes import sshd_hosts as fakes
 from tests.fakes.own_machines import TWO_GPUS, restore, wait_until
@@ -52,6 +59,16 @@ class Team:
     @property
     def outcomes(self) -> list[str]:
         return [one.outcome for one in Record.read(self.state.state_details.flow_run_id).attempts]
+
+    def warnings(self) -> list[str]:
+        asked = {"logs": {"flow_run_id": {"any_": [str(self.state.state_details.flow_run_id)]}, "level": {"ge_": 30}}}
+        with get_client(sync_client=True) as client:
+            return [one["message"] for one in client.request("POST", "/logs/filter", json=asked).json()]
+
+    def card(self) -> str:
+        card = newest(TRIED.key, self.state.state_details.flow_run_id)
+        assert card is not None
+        return card["data"]
 
     def assert_nothing_is_left(self) -> None:
         for host in self.hosts:
@@ -113,6 +130,27 @@ def test_a_machine_that_is_down_is_passed_over_and_the_other_one_runs_the_job(te
     assert message.startswith("exit 0 in "), message
     assert team.outcomes == ["gone"]
     team.hosts[0].power_on()
+
+
+def test_another_host_key_is_an_alarm_whatever_is_asked_for_and_whatever_else_serves(team: Team) -> None:
+    cheap, dear = team.hosts
+    stranger = cheap.described(price=1.0, host_key=derive(b"another", "machine", "host").public)
+    drivers = registry.library(ProviderName.SSH).connections.drivers
+    drivers["default"] = Ssh(block(stranger, dear.described(price=2.0)))
+    message = team.run("true", gpu="H100:2", requirements=Requirements(cpu=1))
+    assert message.startswith("exit 0 in "), message
+    alarm = "ssh: ALARM: "
+    wait_until("the alarm is a warning", lambda: [one for one in team.warnings() if one.startswith(alarm)], 10)
+    assert alarm.removeprefix("ssh: ") in team.card()
+    drivers["default"] = Ssh(block(stranger))
+    wishes = Requirements(cpu=4, memory_gb=8)
+    message = team.run("true", gpu="H100:1", requirements=wishes)
+    assert message.startswith(f"No H100:1. {alarm}10.213."), message
+    assert "has no H100" not in message
+    assert message.rstrip(".") in team.card()
+    planned = look("H100:1", None, [], wishes, 1.0, "default", ask_again)
+    assert planned.found.message.startswith(message)
+    assert planned.unseen()[0].startswith(alarm)
 
 
 def test_a_machine_that_is_cut_off_mid_job_is_attached_to_again(team: Team) -> None:

@@ -242,6 +242,11 @@ class RaisesInsteadOfNoOffers(Reference):
         return offers
 
 
+class HidesWhatDoesNotFit(Reference):
+    def fetch_offers(self, requirements: Requirements) -> list[Offer]:
+        return [] if requirements.nearest else super().fetch_offers(requirements)
+
+
 class ChangesItsAccount(Reference):
     def account_id(self) -> str:
         return f"{super().account_id()}/{uuid.uuid4()}"
@@ -488,6 +493,7 @@ MUTANTS: dict[type[Reference], str] = {  # and one of the tests that must fail
     OffersSpotUndeclared: "test_spot_offers_come_only_where_spot_is_declared",
     OffersEverything: "test_a_price_cap_and_a_region_are_obeyed",
     RaisesInsteadOfNoOffers: "test_no_offer_is_an_empty_list_and_not_an_error",
+    HidesWhatDoesNotFit: "test_where_nothing_fits_it_tells_what_there_is",
     ChangesItsAccount: "test_the_account_id_is_stable_and_holds_no_secret",
     KeepsItsOrderInItself: "test_one_driver_serves_many_threads",
     OrdersTwice: "test_create_is_one_order",

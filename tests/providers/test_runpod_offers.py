@@ -94,6 +94,19 @@ def test_the_community_is_not_asked_where_its_hosts_are_not_trusted_enough(cloud
         assert len(cloud.requests) == calls
 
 
+def test_where_nothing_fits_two_questions_tell_how_many_there_are_of_each_type(cloud: FakeRunpod) -> None:
+    asked = Requirements(gpu=parse_gpu("H100:9"), cpu=64)
+    assert offers(cloud, asked) == {}
+    cloud.requests.clear()
+    nearest = offers(cloud, asked.to_nearest())
+    assert len(cloud.requests) == 2
+    assert {place: one.gpu_count for (_, place), one in nearest.items()} == {
+        "US-KS-2": 8,
+        "EUR-IS-1": 8,
+        "community": 4,
+    }
+
+
 def test_what_is_sold_out_is_shown_with_the_reason(cloud: FakeRunpod) -> None:
     cloud.catalog[fakes.H100]["stock"]["EUR-IS-1"] = 0
     said = {where: one.unavailable_because for where, one in offers(cloud).items()}

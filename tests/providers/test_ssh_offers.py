@@ -53,6 +53,20 @@ def test_a_slice_whose_gpu_is_not_there_is_said(one: SshdHost) -> None:
     offers = Ssh(block(one.described(gpu_slices=("0", "1,2")))).fetch_offers(Requirements())
     assert [offer.availability for offer in offers] == [Availability.AVAILABLE, Availability.UNAVAILABLE]
     assert "slice 1,2" in str(offers[1].unavailable_because)
+    two = Requirements(gpu=parse_gpu("H100:2"))
+    (offer,) = Ssh(block(one.described(gpu_slices=("0", "1,2")))).fetch_offers(two)
+    assert offer.unavailable_because == "m0: of the slice 1,2 1 GPUs answer: the others are not there"
+
+
+def test_gpus_whose_driver_is_in_trouble_are_not_called_absent(one: SshdHost) -> None:
+    one.install("nvidia-smi", "echo Failed to initialize NVML: Driver/library version mismatch; exit 18")
+    for asked in (Requirements(gpu=parse_gpu("H100:2")), Requirements(gpu=parse_gpu("24GB.."))):
+        (offer,) = Ssh(block(one)).fetch_offers(asked)
+        assert offer.is_unseen
+        assert offer.availability is Availability.UNAVAILABLE
+        assert "m0: no GPU answers: nvidia-smi: Failed to initialize NVML" in str(offer.unavailable_because)
+    (offer,) = Ssh(block(one)).fetch_offers(Requirements())
+    assert offer.availability is Availability.AVAILABLE, "a job without GPUs runs there"
 
 
 # --- the machine check, on a machine whose nvidia-smi is a stand-in ---------------------------------------------------

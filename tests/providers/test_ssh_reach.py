@@ -272,6 +272,7 @@ def test_a_changed_host_key_is_an_alarm_wherever_it_is_seen(one: SshdHost) -> No
     driver = Ssh(block(one.described(host_key=wrong)))
     for reason in reasons(driver):
         assert reason.startswith("ALARM: ")
+        assert reason.count("ALARM") == 1
         assert fingerprint(one.host_key.public) in reason
         assert fingerprint(wrong) in reason
     with pytest.raises(HostKeyMismatch, match="ALARM"):

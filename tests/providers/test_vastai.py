@@ -26,6 +26,7 @@ from prefect_gpu.providers.core.requests import Requirements, Spot
 from prefect_gpu.providers.vastai import driver as driver_module
 from prefect_gpu.providers.vastai import order as order_module
 from prefect_gpu.providers.vastai.driver import Vastai
+from prefect_gpu.providers.vastai.offers import CAP, found
 from tests.conformance import ProviderConformance, Subject, launch_spec, lease_name
 from tests.fakes import vastai as fakes
 from tests.fakes.openapi import document
@@ -430,3 +431,22 @@ def test_bytes_in_both_directions_are_what_vast_ai_has_booked_for_this_contract(
     assert cloud.bill(cloud.of(one.id)) == pytest.approx(
         cloud.traffic(cloud.of(one.id)) + 4 / 3600 * 2.0 + 10 / 3600 * 0.15 * 32 / 720, rel=0.7
     )
+
+
+def test_the_nearest_costs_one_page_of_each_search_and_begins_with_the_most_gpus() -> None:
+    searched: list[dict[str, Any]] = []
+
+    def search(body: dict[str, Any]) -> dict[str, Any]:
+        searched.append(body)
+        first = len(searched) * 1000
+        return {"offers": [fakes.ask(first + number, count=4, dph_total=2.0) for number in range(CAP)]}  # as if cut
+
+    asked = Requirements(gpu=parse_gpu("H100:9"), cpu=200, countries=("DE",), disk_gb=70)
+    nearest = found(search, asked.to_nearest(), VastaiOptions())
+    assert {one.gpu for one in nearest} == {"H100:4"}
+    assert len(searched) == 2, "on demand and by bid"
+    for body in searched:
+        assert body["order"][0] == ["num_gpus", "desc"]
+        assert body["num_gpus"] == {"gte": 1}
+        assert body["allocated_storage"] == 70
+        assert not body.keys() & {"cpu_cores_effective", "geolocation", "dph_total"}

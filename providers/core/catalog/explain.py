@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _REASONS: Final = 3  # of one provider
+_SIZES: Final = {
+    "cpu": ("cores", "an unknown number of cores"),
+    "memory_gb": ("GB of memory", "an unknown amount of memory"),
+    "disk_gb": ("GB of disk", "an unknown amount of disk"),
+}
 _PLACES: Final = {
     "regions": (),
     "exclude_regions": (),
@@ -30,7 +35,13 @@ def explain(requirements: Requirements, providers: Sequence[str], seen: Sequence
 
     `seen` may hold offers that do not fit: that they are too dear, or elsewhere, is what this says.
     """
-    return " ".join([_missing(requirements), *_nearest(requirements, providers, seen)])
+    return " ".join([_missing(requirements), *_nearest(requirements, providers, seen), *unseen(requirements, seen)])
+
+
+def unseen(requirements: Requirements, seen: Sequence[Offer]) -> list[str]:
+    """What could not be looked at, which may be what was asked for, and why: a sentence for each provider, alarms first."""
+    doubtful = [offer for offer in seen if offer.is_unseen and matching.fits(offer, requirements)]
+    return _reasons(sorted(doubtful, key=lambda offer: not offer.is_alarm))
 
 
 def wanted(requirements: Requirements) -> str:
@@ -63,8 +74,10 @@ def _nearest(requirements: Requirements, providers: Sequence[str], seen: Sequenc
             for request in looser.gpu or (None,)
             for offer in query.query(query.filters(looser, request), _trusted(known, looser), limit=1)
         ]
-        live = [offer for offer in seen if matching.fits(offer, looser)]
-        return min([*listed, *live], key=lambda offer: offer.price, default=None)
+        return min([*listed, *live(looser)], key=lambda offer: offer.price, default=None)
+
+    def live(looser: Requirements) -> list[Offer]:
+        return [offer for offer in seen if not offer.is_unseen and matching.fits(offer, looser)]
 
     sentences = _why_unavailable(requirements, seen)
     no_limit = requirements.model_copy(update={"max_price": None})
@@ -77,13 +90,17 @@ def _nearest(requirements: Requirements, providers: Sequence[str], seen: Sequenc
         what = f"The price list has it for {dollars(offer.price)} at {_where(offer)}, where it is not available now."
         sentences.append(what)
     else:
-        sentences += _without_one_bound(requirements, cheapest)
+        sentences += _without_one_bound(requirements, cheapest, live)
     if not sentences:
         sentences += _counts(requirements, providers, known, seen)
     return sentences + _also(requirements, known)
 
 
-def _without_one_bound(requirements: Requirements, cheapest: Callable[[Requirements], Offer | None]) -> list[str]:
+def _without_one_bound(
+    requirements: Requirements,
+    cheapest: Callable[[Requirements], Offer | None],
+    live: Callable[[Requirements], list[Offer]],
+) -> list[str]:
     """The bound that alone stands in the way, if it is one."""
     bounds: list[tuple[str, bool, dict[str, object]]] = [
         ("As spot", requirements.spot is Spot.ON_DEMAND, {"spot": Spot.SPOT}),
@@ -108,34 +125,51 @@ def _without_one_bound(requirements: Requirements, cheapest: Callable[[Requireme
             requirements.min_compute_capability is not None,
             {"min_compute_capability": None},
         ),
+        (
+            f"With a driver below CUDA {requirements.min_cuda or 0:g}",
+            requirements.min_cuda is not None,
+            {"min_cuda": None},
+        ),
     ]
     no_limit = requirements.model_copy(update={"max_price": None})
-    for what, is_set, without in bounds:
-        if is_set and (offer := cheapest(no_limit.model_copy(update=without))):
-            return [
-                f"{what}: {offer.gpu if offer.gpu_count else offer.instance_type} {dollars(offer.price)} {_where(offer)}."
-            ]
+    for without_it, is_set, without in bounds:
+        looser = no_limit.model_copy(update=without)
+        if is_set and (offer := cheapest(looser)):
+            what, size = without_it, next((name for name in without if name in _SIZES), None)
+            if size and (seen := live(looser)):  # of what there is the largest is nearest
+                offer = max(seen, key=lambda one: getattr(one, size) or 0.0)
+                has = getattr(offer, size)
+                what = f"With at most {has:g} {_SIZES[size][0]}" if has is not None else f"With {_SIZES[size][1]}"
+            gpu = offer.gpu if offer.gpu_count else offer.instance_type
+            return [f"{what}: {gpu} {dollars(offer.price)} {_where(offer)}."]
     return []
 
 
 def _why_unavailable(requirements: Requirements, seen: Sequence[Offer]) -> list[str]:
     """What providers say of offers that would fit, where none of them is available."""
-    fitting = [offer for offer in seen if matching.fits(offer, requirements)]
-    if not fitting or any(offer.availability is not Availability.UNAVAILABLE for offer in fitting):
+    fitting = [offer for offer in seen if not offer.is_unseen and matching.fits(offer, requirements)]
+    if any(offer.availability is not Availability.UNAVAILABLE for offer in fitting):
         return []
-    reasons: dict[str, list[str]] = {}
-    for offer in fitting:
-        reason = offer.unavailable_because or "not available now"
-        of_provider = reasons.setdefault(offer.provider, [])
-        if reason not in of_provider:
-            of_provider.append(reason)
-    return [f"{provider}: {'; '.join(said[:_REASONS])}." for provider, said in reasons.items()]
+    return _reasons(fitting)
+
+
+def _reasons(offers: Sequence[Offer]) -> list[str]:
+    """Why these are not to be had, a sentence for each provider."""
+    reasons: dict[str, dict[str, None]] = {}
+    for offer in offers:
+        reasons.setdefault(offer.provider, {})[offer.unavailable_because or "not available now"] = None
+    return [
+        f"{provider}: {'; '.join([*said][:_REASONS])}{f'; and {len(said) - _REASONS} more' if len(said) > _REASONS else ''}."
+        for provider, said in reasons.items()
+    ]
 
 
 def _counts(
     requirements: Requirements, providers: Sequence[str], known: Sequence[str], seen: Sequence[Offer]
 ) -> list[str]:
     """What numbers and sizes of these GPUs one machine has, in price lists and live, where that is what stands in the way."""
+    unknown = {offer.provider for offer in seen if offer.is_unseen}  # what those have is not known
+    providers = [name for name in providers if name not in unknown]
     for request in requirements.gpu:
         if not request.names:
             continue
@@ -145,17 +179,26 @@ def _counts(
             for offer in seen
             if offer.gpu_name and any(matching.same_gpu(name, offer.gpu_name) for name in request.names)
         ]
-        listed = {count for name in known if (snapshot := store.opened(name)) for count in snapshot.gpu_counts(having)}
-        counts = sorted(listed | {offer.gpu_count for offer in live if offer.gpu_count})
+        counts_of: dict[str, set[int]] = {
+            name: set(snapshot.gpu_counts(having)) for name in known if (snapshot := store.opened(name))
+        }
+        for offer in live:
+            counts_of.setdefault(offer.provider, set()).add(offer.gpu_count)
+        counts = sorted(set[int]().union(*counts_of.values()) - {0})
+        gpu = " or ".join(request.names)
         if not counts:
-            gpu = " or ".join(request.names)
             several = f"None of {', '.join(providers)} has {gpu}."
             return [several if len(providers) > 1 else f"{providers[0]} has no {gpu}."] if providers else []
         sizes = sorted({offer.gpu_memory_gb for offer in live if offer.gpu_memory_gb})
         if sizes and not any((request.memory_min_gb or 0) <= size <= (request.memory_max_gb or size) for size in sizes):
-            return [f"{' or '.join(request.names)} comes with {_or([f'{size:g}' for size in sizes])} GB here."]
+            return [f"{gpu} comes with {_or([f'{size:g}' for size in sizes])} GB here."]
+        if request.count_min > counts[-1]:
+            most = [
+                f"{name} has {gpu}, at most {max(has)} in one machine" for name, has in counts_of.items() if any(has)
+            ]
+            return [f"{'; '.join(most[:_REASONS])}."]
         if not any(request.count_min <= count <= (request.count_max or count) for count in counts):
-            return [f"{' or '.join(request.names)} comes with {_or(counts)} in one machine."]
+            return [f"{gpu} comes with {_or(counts)} in one machine."]
     return []
 
 

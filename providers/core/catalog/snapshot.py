@@ -257,6 +257,8 @@ class Snapshot:
             "provider": self.about.provider,
             "priced_at": self.about.collected_at,
             "availability": Availability.UNKNOWN,
+            "is_unseen": False,
+            "is_alarm": False,
             "trust": facts.of(self.about.provider).trust,
         }
         fields = {

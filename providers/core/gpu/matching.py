@@ -1,7 +1,8 @@
 """Whether an offer is what the job needs: one rule per field of Requirements, the same for every provider.
 
 A bound that an offer says nothing about is met only where not knowing does no harm: a price list that does not know its disk or
-its CUDA version is not left out (the machine check looks before the job starts), one that does not know its GPU is.
+its CUDA version is not left out (the machine check looks before the job starts), one that does not know its GPU is. Of a machine that
+could not be looked at only what is known is judged.
 """
 
 from __future__ import annotations
@@ -72,8 +73,11 @@ def _machine(offer: Offer, requirements: Requirements) -> str | None:
         ("memory", offer.memory_gb, requirements.memory_gb, " GB"),
         ("disk", offer.disk_gb, requirements.disk_gb, " GB"),
     ):
+        if needs is None or requirements.nearest:
+            continue
         # A disk that is not listed is sized at create; a machine of unknown size is not what somebody asked for by size.
-        if needs is not None and ((has is None and what != "disk") or (has is not None and has < needs)):
+        is_unknown = has is None and what != "disk" and not offer.is_unseen
+        if is_unknown or (has is not None and has < needs):
             size = "not known" if has is None else f"{has:g}{unit}"
             return f"{what} is {size}, {needs:g}{unit} needed"
     if requirements.arch is not None and offer.arch is not None and offer.arch != requirements.arch:
@@ -111,6 +115,8 @@ def _host(offer: Offer, requirements: Requirements) -> str | None:
 
 
 def _gpu(offer: Offer, requirements: Requirements) -> str | None:
+    if offer.is_unseen and not offer.gpu_name:
+        return None
     if requirements.wants_gpu and not any(_matches(offer, request) for request in requirements.gpu):
         asked = " | ".join(request.text or _text(request) for request in requirements.gpu)
         return f"its GPU is {offer.gpu}, not {asked}"

@@ -60,6 +60,11 @@ class Gpus(NamedTuple):
     tool: str | None = None  # nvidia-smi, rocm-smi; None: neither is there
     trouble: str | None = None  # what the tool said instead, or beside
 
+    @property
+    def unseen(self) -> str | None:
+        """Why no GPU is seen though the tool of its driver is there; None where some are, or where nothing is wrong."""
+        return None if self.gpus or not self.trouble else f"no GPU answers: {self.tool}: {self.trouble}"
+
     def visible(self, devices: str | None) -> tuple[Gpu, ...]:
         """Those of a slice, as CUDA_VISIBLE_DEVICES names them: by index or the beginning of a UUID."""
         if devices is None:

@@ -8,11 +8,16 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="needs the extra kubernetes")
 
+from prefect_gpu import providers as registry
+from prefect_gpu.flows.run import unseen
+from prefect_gpu.providers import ProviderName
+from prefect_gpu.providers.core.catalog.explain import explain
 from prefect_gpu.providers.core.gpu.request import parse_gpu
 from prefect_gpu.providers.core.models import (
     Availability,
     Offer,
 )
+from prefect_gpu.providers.core.renting.library import TaskLibrary
 from prefect_gpu.providers.core.requests import GpuRequest, Requirements, Spot
 from prefect_gpu.providers.kubernetes.driver import Kubernetes
 from prefect_gpu.providers.kubernetes.options import KubernetesOptions
@@ -123,6 +128,40 @@ class TestOffersOfNodes:
         assert self.offers(api, faked, [node()], Requirements(memory_gb=65)) == []
         assert self.offers(api, faked, [node()], Requirements(disk_gb=101)) == []
         assert len(self.offers(api, faked, [node()], Requirements(cpu=8, memory_gb=64, disk_gb=100))) == 1
+
+    @pytest.mark.parametrize(
+        ("asked", "says"),
+        [
+            ({"gpu": parse_gpu("H100:9")}, "No H100:9. kubernetes has H100, at most 8 in one machine."),
+            ({"gpu": parse_gpu("A100:80GB")}, "No A100:80GB. A100 comes with 40 GB here."),
+            (
+                {"gpu": parse_gpu("H100:8"), "cpu": 200},
+                "No H100:8. With at most 8 cores: H100:8 $0 kubernetes ns.",
+            ),
+            ({"cpu": 200}, "No machine. With at most 8 cores: amd64-node $0 kubernetes ns."),
+            ({"memory_gb": 500}, "No machine. With at most 64 GB of memory: amd64-node $0 kubernetes ns."),
+            ({"disk_gb": 500}, "No machine. With at most 100 GB of disk: amd64-node $0 kubernetes ns."),
+            ({"regions": ("mars",)}, "No machine in mars. Elsewhere: amd64-node $0 kubernetes ns."),
+            ({"gpu": parse_gpu("T4:9")}, "No T4:9. kubernetes has no T4."),
+        ],
+        ids=str,
+    )
+    def test_what_no_node_has_is_said_with_what_there_is(
+        self, api: FakeApi, faked: Kubernetes, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], says: str
+    ) -> None:
+        gpus = {"nvidia.com/gpu": "8"}
+        nodes = [
+            node(name="plain"),
+            node(gpus, {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, name="h"),
+            node(gpus, {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"}, name="a"),
+        ]
+        wanted = Requirements(**asked)
+        assert self.offers(api, faked, nodes, wanted) == []
+        library = TaskLibrary(Kubernetes)
+        library.connections.drivers["default"] = faked
+        monkeypatch.setattr(registry, "library", lambda _: library)
+        seen = unseen.with_nearest([], [ProviderName.KUBERNETES], wanted, "default", {})
+        assert explain(wanted, ["kubernetes"], seen) == says
 
     def test_windows_nodes_are_no_offers_and_no_pods_place(self, api: FakeApi, faked: Kubernetes) -> None:
         windows = node({"nvidia.com/gpu": "8"}, {"kubernetes.io/os": "windows", "nvidia.com/gpu.product": "NVIDIA-L4"})

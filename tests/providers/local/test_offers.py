@@ -188,3 +188,13 @@ def test_it_answers_in_less_than_twice_the_time_that_importing_its_server_takes(
         with log_in(create(provider)):
             ratios.append((time.perf_counter() - started) / floor)
     assert sorted(ratios)[2] < 2
+
+
+def test_gpus_whose_driver_is_in_trouble_are_not_called_absent(tmp_path):
+    (tmp_path / "tools").mkdir()
+    install(tmp_path / "tools", "nvidia-smi", "#!/bin/sh\necho Driver/library version mismatch; exit 18\n")
+    provider = Local(roots=[tmp_path / "state"], tools=str(tmp_path / "tools"))
+    (offer,) = provider.fetch_offers(Requirements(gpu=(GpuRequest(names=("H100",)),)))
+    assert offer.is_unseen
+    assert offer.unavailable_because == "no GPU answers: nvidia-smi: Driver/library version mismatch"
+    assert not provider.fetch_offers(Requirements())[0].is_unseen
