@@ -114,6 +114,7 @@ def _ordered(run: Run, offer: Offer, attempt: Attempt, started: float, *, is_aga
     """The instance that the order of this line bought; what it came to is on the record."""
     library, lease = registry.library(offer.provider), Lease.parse(attempt.name)
     assert lease is not None  # noqa: S101 - the name was made of one
+    lease = lease.model_copy(update={"ordered_at": attempt.ordered_at})
     send = library.settle_order if is_again else library.create_instance
     try:
         if not is_again:  # one that was sent is paid for

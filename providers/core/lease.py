@@ -31,6 +31,7 @@ class Lease(Model):
     deadline: datetime  # whole minutes
     run_count: int = Field(ge=0, le=MAX_RUN_COUNT)
     attempt: int = Field(ge=0, le=MAX_ATTEMPT)
+    ordered_at: datetime | None = None  # no part of the name: from the run's record, where there is one
 
     @field_validator("deadline")
     @classmethod

@@ -100,6 +100,10 @@ class LaunchSpec(Model):
 
     name: str  # the lease's name, 40 characters
     deadline: datetime  # the lease's end; where `self_ends` allows the machine ends itself then
+    lasts_s: int = 366 * 86400  # from the order to that end: what a machine counts by, for its calendar may be wrong
+    boots_s: int = (
+        366 * 86400
+    )  # so much of it may be over when it has booted: more than that its calendar is not believed
     client_public_key: str  # may log in
     host_key: KeyPair | None = None  # placed on the machine before it boots; None where it makes its own, or has none
     image: str | None = None  # only where capabilities.images is "native"

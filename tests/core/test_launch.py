@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import pytest
@@ -85,3 +86,15 @@ def test_an_order_s_options_go_before_the_block_s_and_these_before_the_defaults(
     assert options.read(Choices, "x", {}) == Choices(zone="a", disks=1)
     assert options.read(Choices, "x", {}, Block()) == Choices(zone="a", disks=3)
     assert options.read(Choices, "x", {"disks": 4, "zone": "b"}, Block()) == Choices(zone="b", disks=4)
+
+
+def test_an_order_says_how_long_its_lease_lasts_the_same_to_whoever_sends_it_again() -> None:
+    lease = Lease.parse(lease_name())
+    assert lease is not None
+    ordered_at = lease.deadline - timedelta(seconds=7199.5)
+    known = Lease.model_validate_json(lease.model_copy(update={"ordered_at": ordered_at}).model_dump_json())
+    assert known.name == lease.name
+    first = launch_spec(Reference, known, SECRET, offer=offer(boot_deadline_s=300))
+    assert (first.lasts_s, first.boots_s) == (7200, 300)
+    unknown = launch_spec(Reference, lease, SECRET, offer=offer(boot_deadline_s=300), job=Job(timeout_s=3600))
+    assert unknown.lasts_s == unknown.boots_s == 300 + 15 * 60 + 3600 + 30 * 60 + 60, "at most"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -163,15 +164,16 @@ def test_options_are_the_provider_s_own_and_an_unknown_provider_is_refused(
     original = driver.create_instance
     for library in rented.libraries.values():
         monkeypatch.setattr(library.driver_class, "options_model", Paint)
-    monkeypatch.setattr(
-        driver, "create_instance", lambda offer, spec: seen.append(spec.options) or original(offer, spec)
-    )
+    monkeypatch.setattr(driver, "create_instance", lambda offer, spec: seen.append(spec) or original(offer, spec))
     monkeypatch.setattr("prefect_gpu.flows.run.request.checked_options", lambda options: options)
     rented.run(options={"alpha": {"color": "red"}, "beta": {"color": "blue"}})
-    assert seen == [{"color": "red"}]
+    (spec,) = seen
+    assert spec.options == {"color": "red"}
+    (line,) = rented.record.attempts
+    assert spec.lasts_s == math.ceil((spec.deadline - line.ordered_at).total_seconds()), "as its record tells it"
     assert "wheels" in rented.run(options={"alpha": {"wheels": "4"}})
     assert rented.record.attempts == []
-    assert seen == [{"color": "red"}]  # refused before anything was ordered
+    assert len(seen) == 1, "refused before anything was ordered"
     monkeypatch.undo()
     with pytest.raises(Refused, match="'azur' in options is not a provider"):
         checked_options({"azur": {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,8 +21,11 @@ RESUMES_S: Final = 30 * 60  # of a lease: for workers that die
 
 def lease_deadline(offer: Offer, capabilities: Capabilities, job: Job) -> datetime:
     """When the lease of an order placed now ends: boot, files, job and resumes; a resume never extends it."""
-    boot_s = offer.boot_deadline_s or capabilities.boot_deadline_s
-    return utc_now() + timedelta(seconds=boot_s + FILES_S + job.timeout_s + RESUMES_S)
+    return utc_now() + timedelta(seconds=_boots_s(offer, capabilities) + FILES_S + job.timeout_s + RESUMES_S)
+
+
+def _boots_s(offer: Offer | None, capabilities: Capabilities) -> float:
+    return (offer and offer.boot_deadline_s) or capabilities.boot_deadline_s
 
 
 def refuse_undeclared(
@@ -54,9 +58,16 @@ def launch_spec(
     refuse_undeclared(driver, offer, job, options)
     native = driver.capabilities.images == "native"
     places_key = driver.capabilities.host_key == "placed"
+    boots_s = _boots_s(offer, driver.capabilities)
+    if lease.ordered_at is not None:
+        lasts_s = (lease.deadline - lease.ordered_at).total_seconds()
+    else:  # at most so long; how much of it was over when the machine was ordered only its calendar can tell
+        lasts_s = boots_s = boots_s + FILES_S + job.timeout_s + RESUMES_S + 60
     return LaunchSpec(
         name=lease.name,
         deadline=lease.deadline,
+        lasts_s=math.ceil(lasts_s),
+        boots_s=math.ceil(boots_s),
         client_public_key=keys.derive(secret, lease.name, "client").public,
         host_key=keys.derive(secret, lease.name, "host") if places_key else None,
         image=job.image if native else None,

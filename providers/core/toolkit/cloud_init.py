@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC
+from pathlib import Path
 from typing import Final
 
 import yaml
@@ -43,7 +44,7 @@ def user_data(
         units[f"prefect-gpu-{name}.service"] = _service(name)
         starts.append(f"prefect-gpu-{name}.service")
     if powers_off:
-        scripts["lease"] = _LEASE.format(end=int(spec.deadline.timestamp()))
+        scripts["lease"] = _lease(spec)
         units["prefect-gpu-lease.service"] = _LEASE_SERVICE
         units["prefect-gpu-lease.timer"] = _LEASE_TIMER.format(end=spec.deadline.astimezone(UTC))
         starts.insert(0, "prefect-gpu-lease.timer")
@@ -78,13 +79,17 @@ def _service(name: str) -> str:
     )
 
 
-# The timer alone would miss an end that passed while the machine was down (a timer in the past never fires), so the script
-# looks at the clock itself and is started at boot and every five minutes too. --force: no service of a job can delay it.
-_LEASE = """\
-#!/bin/sh
-[ "$(date +%s)" -lt {end} ] || exec systemctl poweroff --force
-"""
+def _lease(spec: LaunchSpec) -> str:
+    """The script that looks whether the lease is over, without its comments: EC2 takes 16 KB of user data."""
+    first, *lines = _LEASE.splitlines()
+    given = f"end={int(spec.deadline.timestamp())} lasts={spec.lasts_s} boots={spec.boots_s}"
+    return "\n".join([first, given, *(line for line in lines if line and not line.startswith("#")), ""])
 
+
+_LEASE: Final = (Path(__file__).parent / "sh" / "lease.sh").read_text()
+
+# The timer alone would follow the calendar, and miss an end that passed while the machine was down (a timer in the past never
+# fires). So it only makes the script look: soon after each boot, every minute by the clock that nobody sets, and at the end.
 _LEASE_SERVICE = f"""\
 [Unit]
 Description=prefect-gpu: power off if the lease is over
@@ -101,7 +106,7 @@ Description=prefect-gpu: the lease ends at {end:%Y-%m-%d %H:%M:%S} UTC
 [Timer]
 OnCalendar={end:%Y-%m-%d %H:%M:%S} UTC
 OnBootSec=60
-OnUnitActiveSec=300
+OnUnitActiveSec=60
 AccuracySec=1s
 
 [Install]

@@ -36,6 +36,7 @@ def environment(spec: LaunchSpec, *, give_back: str = "", port: int = PORT) -> d
         "PREFECT_GPU_KEY": spec.client_public_key,
         "PREFECT_GPU_NONCE": nonce(spec.client_public_key),
         "PREFECT_GPU_ENDS": str(int(spec.deadline.timestamp())),
+        "PREFECT_GPU_LASTS": str(spec.lasts_s),
         "PREFECT_GPU_GIVE_BACK": give_back,
         "PREFECT_GPU_PORT": str(port),
     }

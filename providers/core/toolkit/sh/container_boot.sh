@@ -11,9 +11,12 @@ never() {
 folder=/run/prefect-gpu
 mkdir -p "$folder" /run/sshd 2>/dev/null || folder=$(mktemp -d)
 
-# The end of the lease, on the clock that nobody can set: the wall clock is read once.
+# The end of the lease, on the clock that nobody can set: the wall clock is read once, and one that is behind gives no more
+# than the whole lease. One that is ahead cannot be told from a container that is started again.
 up() { cut -d. -f1 /proc/uptime; }
-end=$(($(up) + PREFECT_GPU_ENDS - $(date +%s)))
+left=$((PREFECT_GPU_ENDS - $(date +%s)))
+[ "$left" -le "$PREFECT_GPU_LASTS" ] || left=$PREFECT_GPU_LASTS
+end=$(($(up) + left))
 (
     while [ "$(up)" -lt "$end" ]; do sleep 10; done
     say 'the lease is over'
