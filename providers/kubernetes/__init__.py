@@ -1,6 +1,6 @@
 """Kubernetes.
 
-Reading order: driver; offers, nodes, gpus; order, pod, options; listing, pod_state, events; connection, channel, websocket; login, rights, errors, objects.
+Reading order: driver; offers, nodes, gpus; order, pod, options; listing, pod_state, events; connection, channel, exits, websocket; login, rights, errors, objects.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ does not read stays in the kernel, beyond a bound, and stops the sender.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from prefect_gpu.providers.core.errors import LinkLost, ProviderError
-from prefect_gpu.providers.kubernetes.objects import as_dict, as_list, as_text
+from prefect_gpu.providers.kubernetes import exits
 from prefect_gpu.providers.kubernetes.websocket import STATUS, STDERR, STDOUT, Closed, Link, Piece
 
 CHUNK: Final = 1 << 20  # bytes of stdin per `dd` on the pod
@@ -35,9 +34,10 @@ STALL_S: Final = 300.0  # a command that takes no byte of its stdin for so long 
 class PodChannel:
     """One command on a pod, over one websocket."""
 
-    def __init__(self, link: Link, pod: str, command: bytes, is_running: Callable[[], bool]) -> None:
+    def __init__(self, link: Link, pod: str, command: bytes, is_running: Callable[[], bool], image: str = "") -> None:
         self._link = link
         self._pod = pod
+        self._image = image
         self._is_running = is_running
         self._told = threading.Condition(threading.Lock())  # holds all that follows
         self._is_watched = False  # a thread is at the socket, for all
@@ -88,6 +88,7 @@ class PodChannel:
             self._pump(lambda: bool(self._out))
             if not self._out:
                 if self._status is None:
+                    self._must_have_run()
                     raise LinkLost(self._broken or f"the link to {self._pod} broke")
                 return b""
             had_room = self._has_room()
@@ -99,12 +100,14 @@ class PodChannel:
             return data
 
     def exit_status(self, timeout_s: float) -> int:
+        """The command's; InstanceFailed where it was not run, for want of a tool in the image."""
         with self._told:
             # Output that nobody reads is kept up to a point, and then stops the command, as over SSH.
             self._pump(lambda: False, time.monotonic() + timeout_s)
+            self._must_have_run()
             if self._status is None:
                 raise LinkLost(self._broken or f"no exit status came from {self._pod} within {timeout_s:g} s")
-            return _exit_code(self._status, self._pod)
+            return exits.code(self._status, self._pod)
 
     def error_text(self) -> str:
         with self._told:
@@ -145,7 +148,11 @@ class PodChannel:
         if self._command_ended:
             self._end_stdin()
         if self._has_ended and self._status is None:
+            self._must_have_run()
             raise LinkLost(self._broken or f"the link to {self._pod} broke")
+
+    def _must_have_run(self) -> None:
+        exits.must_have_run(self._stderr, self._mark, self._image or f"of {self._pod}")
 
     def _end_stdin(self) -> None:
         if not self._stdin_ended and not self._has_ended:
@@ -281,19 +288,3 @@ class PodChannel:
             return False
         finally:
             self._told.acquire()
-
-
-def _exit_code(status: bytes, pod: str) -> int:
-    """The command's exit status from the Status object of the last message."""
-    try:
-        parsed = as_dict(json.loads(status))
-    except (ValueError, RecursionError):
-        raise LinkLost(f"the command on {pod} ended without an exit status: its last message is not a status") from None
-    if parsed.get("status") == "Success":
-        return 0
-    for cause in as_list(as_dict(parsed.get("details")).get("causes")):
-        code = as_text(cause.get("message"), 20)
-        if cause.get("reason") == "ExitCode" and code.isascii() and code.isdigit() and int(code) < 256:
-            return int(code)
-    words = as_text(parsed.get("message"), 300) or "its last message is not a status"
-    raise LinkLost(f"the command on {pod} ended without an exit status: {words}")

@@ -2,7 +2,7 @@
 
 The websocket's protocol cannot say that stdin has ended (`v5` can, from Kubernetes 1.30 on), and the command's words would stand in
 the URL, where audit logs keep them. So a small script (exec.sh, feed.sh) takes all of it from its stdin as counted chunks: first the
-command, then the command's stdin, then "0" for the end. It needs `sh`, `dd`, `cat`.
+command, then the command's stdin, then "0" for the end. It needs `sh`, `dd`, `cat`, and says so where the image lacks one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class PodConnection:
         container: str,
         is_running: Callable[[], bool],
         *,
+        image: str = "",
         timeout_s: float = 10,
     ) -> None:
         self._endpoint = endpoint
@@ -54,6 +55,7 @@ class PodConnection:
         self._pod = pod
         self._container = container
         self._is_running = is_running
+        self._image = image
         self._timeout_s = timeout_s
         self._is_closed = False
 
@@ -72,7 +74,7 @@ class PodConnection:
         )
         path = f"/api/v1/namespaces/{self._namespace}/pods/{self._pod}/exec?{query}"
         link = _open(self._endpoint(), path, self._pod, self._timeout_s)
-        return PodChannel(link, self._pod, command.encode(), self._is_running)
+        return PodChannel(link, self._pod, command.encode(), self._is_running, self._image)
 
     def is_alive(self) -> bool:
         if self._is_closed:

@@ -37,7 +37,7 @@ from prefect_gpu.providers.kubernetes.connection import PodConnection
 from prefect_gpu.providers.kubernetes.errors import MEANINGS
 from prefect_gpu.providers.kubernetes.login import Logins
 from prefect_gpu.providers.kubernetes.nodes import Node
-from prefect_gpu.providers.kubernetes.objects import Json, as_dict, as_text
+from prefect_gpu.providers.kubernetes.objects import Json, as_dict, as_list, as_text
 from prefect_gpu.providers.kubernetes.options import KubernetesOptions
 from prefect_gpu.providers.kubernetes.order import Order, why_not_ours
 from prefect_gpu.providers.kubernetes.pod_state import CONTAINER, wants_events, with_cause
@@ -189,7 +189,8 @@ class Kubernetes(Provider[KubernetesCredentials]):
             return self._instance(self._pod(namespace, name, QUICK_S)).state is InstanceState.RUNNING
 
         try:
-            seen = self._instance(self._pod(namespace, name, QUICK_S))
+            pod = self._pod(namespace, name, QUICK_S)
+            seen = self._instance(pod)
         except AuthFailed as refused:
             self._must_stand(namespace, name, refused)
             raise
@@ -197,7 +198,9 @@ class Kubernetes(Provider[KubernetesCredentials]):
             raise InstanceFailed(f"{name} does not run: {seen.reason or seen.state.value}")
         if seen.state is not InstanceState.RUNNING:
             raise NotReady(f"{name} does not run: {seen.reason or seen.state.value}")
-        return PodConnection(self._logins.endpoint, namespace, name, CONTAINER, is_running)
+        containers = as_list(as_dict(pod.get("spec")).get("containers"))
+        image = next((as_text(one.get("image"), 300) for one in containers if one.get("name") == CONTAINER), "")
+        return PodConnection(self._logins.endpoint, namespace, name, CONTAINER, is_running, image=image)
 
     def _must_stand(self, namespace: str, name: str, refused: AuthFailed) -> None:
         """InstanceFailed where the pod went with its namespace: then its rights are gone too, and no renewed login helps."""

@@ -61,6 +61,8 @@ def check(
     found = smi.parse(text)
     facts = _facts(text)
     visible = found.visible(devices)
+    if done.exit_code and found.tool is None:  # the script itself could not run: nothing is known of the machine
+        return MachineReport(problem=f"the machine check could not run: {done.problem}")
     problem = None
     if offer.gpu_count:
         problem = _gpu_problem(found, visible, offer) or _xid_problem(text, facts, visible)

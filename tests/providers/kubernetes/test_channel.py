@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,11 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.sync.server import ServerConnection
 
-from prefect_gpu.providers.core.errors import LinkLost
+from prefect_gpu.providers.core.errors import InstanceFailed, LinkLost
+from prefect_gpu.providers.core.machine.check import check
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.machine.upload import upload
+from prefect_gpu.providers.core.models import JobSpec, Offer
 from prefect_gpu.providers.kubernetes import channel as module
 from prefect_gpu.providers.kubernetes.connection import PodConnection
 from tests.fakes.kubernetes_exec import SUCCESS, exit_status, opened, pod, read_all, wired
@@ -318,3 +323,29 @@ class TestTheWatchdog:
             with pytest.raises(LinkLost, match="the pod does not answer"):
                 channel.recv(9)
             channel.close()
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_what_an_image_lacks_is_said_to_the_check_and_the_job_and_no_machine_is_blamed(
+    tmp_path: Path, is_cut: bool
+) -> None:
+    def lacks(peer: ServerConnection) -> None:
+        mark = bytes(peer.recv()).split()[1]  # type: ignore[arg-type] - bytes
+        peer.send(b"\2" + 2 * mark + b"dd")
+        if not is_cut:
+            peer.send(exit_status(255))
+        peer.close()
+
+    (tmp_path / "a").touch()
+    offer = Offer(provider="kubernetes", instance_type="n", region="", price=0.0, gpu_name="H100", gpu_count=1)
+    with pod(lacks, image="team/none:1") as link:
+        machine = Machine(lambda: link)
+        for asked in (
+            lambda: check(link, offer),
+            lambda: machine.start(JobSpec(id="x.1", command="true")),
+            lambda: upload(machine, "x.1", ["a"], tmp_path),
+        ):
+            with pytest.raises(InstanceFailed) as refused:
+                asked()
+            assert refused.value.message.startswith("the image team/none:1 lacks dd, without which")
+            assert (refused.value.category, refused.value.reach) == ("image", "offer")

@@ -92,7 +92,9 @@ def test_an_image_that_cannot_be_had_ends_the_run_and_is_told(
     stack.wait_for_state(run_id, "Failed")
     # Kubernetes 1.20 takes up to a minute to forget a pod whose container never started; until then the run's record says owed.
     gone_within(left, 120.0, time.monotonic())
-    assert any("the image nosuch:local is not on the node" in line for line in stack.logs(run_id))
+    why = "the image nosuch:local is not on the node"
+    assert any(why in line for line in stack.logs(run_id))
+    assert why in stack.message(run_id)
 
 
 def test_a_pod_with_fewer_gpus_than_promised_gets_no_job(

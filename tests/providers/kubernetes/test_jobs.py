@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import subprocess
+import tarfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,8 @@ from pydantic import SecretStr
 
 pytest.importorskip("kubernetes", reason="needs the extra kubernetes")
 
+from prefect_gpu.providers.core.errors import InstanceFailed
+from prefect_gpu.providers.core.machine.check import check
 from prefect_gpu.providers.core.machine.download import download
 from prefect_gpu.providers.core.machine.jobs import Machine
 from prefect_gpu.providers.core.machine.upload import upload
@@ -23,7 +31,31 @@ from prefect_gpu.providers.core.requests import Requirements
 from prefect_gpu.providers.kubernetes.driver import Kubernetes
 from tests.fakes.kubernetes import Cluster
 from tests.fakes.kubernetes_api import Relay
-from tests.providers.kubernetes.on_cluster import create, run, until
+from tests.providers.kubernetes.on_cluster import H100, create, run, until
+
+
+@contextmanager
+def image_of(*tools: str) -> Iterator[str]:
+    """An image that has these tools of this machine, and nothing else."""
+    name = f"prefect-gpu-test-bare:{os.getpid()}"
+    with io.BytesIO() as packed:
+        with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:
+            for tool in tools:
+                path = str(shutil.which(tool))
+                tar.add(path, f"bin/{tool}")
+                needs = subprocess.run(["ldd", path], check=True, capture_output=True, text=True).stdout
+                for library in {word for word in needs.split() if word.startswith("/")} - {
+                    f"/{one}" for one in tar.getnames()
+                }:
+                    tar.add(library)
+        subprocess.run(["docker", "import", "-", name], input=packed.getvalue(), check=True, capture_output=True)
+    try:
+        yield name
+    finally:
+        used = ["docker", "ps", "--quiet", "--filter", f"ancestor={name}"]
+        if pods := subprocess.run(used, check=False, capture_output=True, text=True).stdout.split():
+            subprocess.run(["docker", "rm", "--force", *pods], check=False, capture_output=True)
+        subprocess.run(["docker", "image", "rm", "--force", name], check=False, capture_output=True)
 
 
 @pytest.mark.kubernetes
@@ -42,6 +74,27 @@ class TestJobsOnAPod:
         assert result is not None
         assert (result.exit_code, result.outcome) == (3, "exited")
         assert (tmp_path / "log").read_bytes() == b"hello sesame\nerr\n\x00\xff"
+
+    def test_an_image_without_a_tool_that_every_command_needs_is_named_and_nothing_is_started(
+        self, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        driver = Kubernetes(cluster.credentials(tmp_path))
+        with image_of("sh", "cat", "date", "sleep", "mkdir") as image:
+            instance = create(driver, image=image)
+            offer = driver.fetch_offers(H100)[0]
+            try:
+                machine = Machine(lambda: driver.open_channel(until(driver, instance, InstanceState.RUNNING)))
+                for asked in (
+                    lambda: check(machine.connection(), offer),
+                    lambda: machine.start(JobSpec(id=f"{instance.name}.0001", command="true")),
+                ):
+                    with pytest.raises(InstanceFailed) as refused:
+                        asked()
+                    assert refused.value.message.startswith(f"the image {image} lacks dd, without which")
+                    assert (refused.value.category, refused.value.reach) == ("image", "offer")
+                machine.close()
+            finally:
+                driver.terminate_instance(instance.id)
 
     def test_a_job_that_the_kernel_ends_for_its_pod_s_memory_says_so(self, cluster: Cluster, tmp_path: Path) -> None:
         driver = Kubernetes(cluster.credentials(tmp_path, memory_limit_gb=0.1))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,36 @@ def test_a_command_that_ends_without_its_stdin_says_so_and_the_rest_is_swallowed
     assert process.poll() is None, "it ended with bytes unread: the link would be reset"
     assert process.communicate(b"0\n", timeout=10) == (b"abc", b"")
     assert process.returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("has", "lacks"),
+    [({"cat"}, b"dd"), ({"dd"}, b"cat"), (set(), b"dd and cat"), ({"cat", "old dd"}, b"dd with iflag=fullblock")],
+)
+@pytest.mark.parametrize("command", ["touch ran\nexit 0\n", "touch ran\n: 10"])
+def test_a_tool_that_the_image_lacks_is_named_and_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: list[str], has: set[str], lacks: bytes, command: str
+) -> None:
+    image = tmp_path / "bin"
+    image.mkdir()
+    for tool in {"sh", *has}:
+        (image / tool.removeprefix("old ")).symlink_to(
+            str(shutil.which(shell[0] if tool == "sh" else tool.split()[-1]))
+        )
+    if "old dd" in has:
+        (image / "dd").unlink()
+        (image / "dd").write_text(f"#!{shutil.which('dash')}\necho unknown operand >&2; exit 1\n")
+        (image / "dd").chmod(0o755)
+    monkeypatch.setenv("PATH", str(image))
+    monkeypatch.chdir(tmp_path)
+    process = start(command)
+    assert process.stderr
+    said = 2 * MARK + lacks
+    assert process.stderr.read(len(said)) == said
+    assert process.poll() is None, "it ended with bytes unread: the link would be reset"
+    assert process.communicate(b"0\n", timeout=10) == (b"", b"")
+    assert process.returncode == 255
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_link_that_breaks_hangs_up_on_the_command() -> None:
