@@ -465,13 +465,15 @@ class FakeVastai(FakeVendor):
 
     def _boot(self, contract: dict[str, Any]) -> None:
         variables = {key: str(value) for key, value in (contract["body"].get("env") or {}).items() if key[0] != "-"}
-        count = contract["ask"]["num_gpus"]
+        row = contract["ask"]
+        is_usual = "H100" in row["gpu_name"]
+        gpus = nvidia(row["num_gpus"], *(() if is_usual else (row["gpu_name"], int(row["gpu_ram"]))))
         if self._machines == "process":
             number = contract["id"] - 40_000
             contract |= {"address": f"{self._net}.{number // 250}.{number % 250 + 2}", "port": 41_000}
             there: Rented | None = contract.get("rented")
             if there is None:
-                made = rented(contract["address"], variables["PREFECT_GPU_KEY"], port=41_000, gpus=nvidia(count))
+                made = rented(contract["address"], variables["PREFECT_GPU_KEY"], port=41_000, gpus=gpus)
                 there = contract["rented"] = self.running.enter_context(made)
             pair = derive(
                 uuid.uuid4().bytes, contract["body"]["label"], "host"
@@ -483,7 +485,7 @@ class FakeVastai(FakeVendor):
             if contract.get("container"):
                 docker("start", contract["container"])
             else:
-                self._run_in_docker(contract, variables, nvidia(count))
+                self._run_in_docker(contract, variables, gpus)
             contract |= {"address": "127.0.0.1"}
             contract["port"] = int(docker("port", contract["container"], f"{PORT}/tcp").rpartition(":")[2])
 

@@ -13,9 +13,10 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from prefect_gpu import providers as registry
-from prefect_gpu.blocks.vastai import VastaiCredentials
+from prefect_gpu.blocks.vastai import VastaiCredentials, VastaiOptions
 from prefect_gpu.flows.report import text
 from prefect_gpu.providers.core.lease import Lease
+from prefect_gpu.providers.core.models import MachineReport
 from prefect_gpu.providers.core.renting.library import TaskLibrary
 from prefect_gpu.providers.core.requests import Job, Requirements, Spot
 from prefect_gpu.providers.vastai import driver as driver_module
@@ -57,7 +58,8 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeVasta
     with FakeVastai(KEY, machines="docker" if HAS_DOCKER else "process", boots_s=0.6, speed=1.0) as fake:
         fake.asks = [ask(number, min_bid=10.0 + number, storage_cost=90.0) for number in range(1, 5)]
         library: TaskLibrary[Any] = TaskLibrary(Quick, VastaiCredentials)
-        block = VastaiCredentials(api_key=SecretStr(KEY))
+        options = VastaiOptions(image=IMAGE) if IMAGE else VastaiOptions()
+        block = VastaiCredentials(api_key=SecretStr(KEY), options=options)
         library.connections.drivers["default"] = Quick(block, transport=fake.transport)
         monkeypatch.setattr(driver_module, "PAGE_S", 0.0)
         monkeypatch.setattr(driver_module, "END_S", 0.0)
@@ -99,7 +101,7 @@ def test_a_spot_job_that_is_taken_back_twice_ends_well_on_other_hosts_and_costs_
     thief = threading.Thread(target=take_back_twice, args=(cloud,))
     thief.start()
     run = Rented({}, {})
-    job = Job(checkpoint=("keep",), checkpoint_every_s=1, image=IMAGE)
+    job = Job(checkpoint=("keep",), checkpoint_every_s=1)
     message = run.run(THREE, gpu="H100", job=job, requirements=SPOT)
     thief.join(10)
     assert message.startswith("exit 0 in "), message
@@ -139,10 +141,62 @@ def test_a_bid_that_is_too_low_and_leaves_a_stopped_contract_is_seen_gone_before
 
     cloud._search = others_bid_more  # type: ignore[method-assign]
     run = Rented({}, {})
-    message = run.run("echo done", gpu="H100", job=Job(image=IMAGE), requirements=SPOT)
+    message = run.run("echo done", gpu="H100", requirements=SPOT)
     assert message.startswith("exit 0 in "), message
     low, good = cloud.contracts.values()
     assert [one["ask"]["id"] for one in (low, good)] == [1, 2]
     assert low["gone_at"] <= good["at"]
     assert cloud.alive() == []
     assert len(run.record.attempts) == 2
+
+
+@pytest.fixture
+def ec2(cloud: FakeVastai, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """EC2 beside Vast.ai, of which there is one H100 left; its machines (moto's) have no GPUs to be checked."""
+    pytest.importorskip("boto3", reason="needs the extra aws")
+    from prefect_gpu.blocks.aws import AwsCredentials
+    from prefect_gpu.providers.aws.driver import Aws
+    from prefect_gpu.providers.core.machine import check
+    from tests.fakes.aws import AwsCloud
+
+    cloud.asks = [ask(1, gpu="Tesla T4", gpu_ram=15360, compute_cap=750, min_bid=0.1)]
+    (tmp_path / "aws").mkdir()
+    aws = AwsCloud.start(tmp_path / "aws")
+    library: TaskLibrary[Any] = TaskLibrary(Aws, AwsCredentials)
+    library.connections.drivers["default"] = aws.driver(regions=["us-east-1"])
+    both = {"vastai": registry.library("vastai"), "aws": library}
+    whole = check.check
+    monkeypatch.setattr(registry, "library", lambda name: both[str(name)])
+    monkeypatch.setattr(registry, "enabled", lambda *_: [Named(name) for name in both])
+    monkeypatch.setattr(
+        check,
+        "check",
+        lambda there, offer, *a, **k: MachineReport() if offer.provider == "aws" else whole(there, offer, *a, **k),
+    )
+    yield aws
+    aws.stop()
+
+
+def test_a_spot_job_that_is_outbid_on_the_last_host_goes_on_from_its_checkpoint_at_another_provider(
+    cloud: FakeVastai, ec2: Any
+) -> None:
+    def outbid() -> None:
+        wait_until(lambda: len(cloud.contracts) == 1, 60, "a machine")
+        (contract,) = cloud.contracts.values()
+        wait_until(lambda: trail(contract["body"]["label"]) == "x", 60, "a checkpoint")
+        cloud.outbid(f"instances/{contract['id']}")
+
+    thief = threading.Thread(target=outbid)
+    thief.start()
+    run = Rented({}, {})
+    job = Job(checkpoint=("keep",), checkpoint_every_s=1)
+    message = run.run(THREE.replace("xxx", "xx"), gpu="T4", job=job, requirements=SPOT)
+    thief.join(10)
+    assert message.startswith("exit 0 in "), message
+    first, second = run.record.attempts
+    assert [(one.provider, one.outcome) for one in (first, second)] == [("vastai", "interrupted"), ("aws", "gone")]
+    assert (kept(run.run_id) / "1" / "job.log").read_text() == "so far xx\n"
+    assert (cloud.alive(), ec2.alive()) == ([], [])
+    assert len(ec2.calls("RunInstances")) == 1
+    (contract,) = cloud.contracts.values()
+    assert contract["gone_at"] <= second.ordered_at.timestamp()
