@@ -237,14 +237,18 @@ def running(folder: Path, database: str = "") -> Iterator[Stack]:
 
 
 def wait_until(
-    condition: Callable[[], bool], within_s: float, what: str, evidence: Callable[[], str] = lambda: ""
+    condition: Callable[[], bool],
+    within_s: float,
+    what: str,
+    evidence: Callable[[], str] = lambda: "",
+    every_s: float = 0.1,
 ) -> float:
     """Seconds until the condition held; a failure that names it after `within_s`."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > within_s:
             raise AssertionError(f"{what} did not come within {within_s:.0f} s\n{evidence()}")
-        time.sleep(0.1)
+        time.sleep(every_s)
     return time.monotonic() - began
 
 

@@ -34,6 +34,7 @@ HEARTBEAT_S = 30  # the least that Prefect takes, as in what we ship
 SETTLED_S = 90.0  # a run that stays crashed so long is not resumed any more: automations take 10 s, `reap` 30 s and its own start
 PATIENCE_S = 420.0  # for a whole batch
 WORKERS = ("worker-0", "worker-1")
+LAUNCHER = f"{sys.executable} -I -S {ROOT / 'tests/chaos/launch.py'}"  # what a worker starts in place of a flow process
 
 
 class Ground(Stack):
@@ -79,10 +80,13 @@ class Ground(Stack):
         self.realm_name = self.python(
             "from prefect_gpu.blocks.realm import GpuRealm; print(GpuRealm.current().realm)"
         ).strip()
+        self.make_deployments()
+        wait_until((self.folder / "zygote").exists, 60, "the process that flow processes come from")
+
+    def make_deployments(self) -> None:
         for flow in ("provision", "reap"):
             self.deployments[f"{flow}/default"] = self.deploy(f"prefect_gpu.flows.{flow}.{flow}", "default")
         self._make_automations()
-        wait_until((self.folder / "zygote").exists, 60, "the process that flow processes come from")
 
     def begin_zygote(self, name: str, inside: tuple[str, ...] = ()) -> None:
         self.spawn(name, "-m", "tests.chaos.zygote", str(self.folder / name), inside=inside)
@@ -93,8 +97,7 @@ class Ground(Stack):
 
     def deploy(self, entrypoint: str, name: str, pool: str = "gpu-tests", **env: str) -> UUID:
         deployment = super().deploy(entrypoint, name, pool, **env)
-        launcher = f"{sys.executable} -I -S {ROOT / 'tests/chaos/launch.py'}"
-        variables = {"working_dir": str(self.folder), "env": {}, "command": launcher}
+        variables = {"working_dir": str(self.folder), "env": {}, "command": LAUNCHER}
         self.client.patch(f"/deployments/{deployment}", json={"job_variables": variables}).raise_for_status()
         return deployment
 

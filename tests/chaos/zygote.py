@@ -188,6 +188,11 @@ if __name__ == "__main__":
 
     # What a worker took and never started is looked for after minutes; here after less, as everything else.
     stuck.TAKEN, stuck.STARTING = timedelta(seconds=30), timedelta(seconds=60)  # type: ignore[misc]
+    if seconds := os.environ.get("CHAOS_HEARTBEAT_S"):  # less than Prefect takes, so that a silence is soon one
+        from prefect import flow_engine
+
+        flow_engine.MINIMUM_HEARTBEAT_INTERVAL = int(seconds)
+        flow_engine.BaseFlowRunEngine.heartbeat_seconds = int(seconds)  # type: ignore[assignment, method-assign]
     assert threading.active_count() == 1, "a process with threads is not to be forked"
     asked = main(sys.argv[1])
     if asked is not None:

@@ -136,6 +136,17 @@ def test_a_providers_page_says_what_it_costs_when_all_of_ours_is_dead(page: Path
         assert "pg-" in dead, "by what a person finds the machine in the console"
 
 
+def test_each_promise_names_what_shows_it() -> None:
+    tables = (pages.DOCS / "promises.md").read_text().split("| shown by |\n")[1:]
+    rows = [line for table in tables for line in table.partition("\n\n")[0].splitlines() if not line.startswith("|---")]
+    assert len(rows) > 30, "else nothing was tested"
+    for row in rows:
+        shown_by = row.rstrip(" |").rpartition("| ")[2]
+        named = re.findall(r"`(tests/[\w/]+\.py)`", shown_by)
+        assert named or shown_by in {"`make chaos`", "each provider's page"}, row
+        assert [path for path in named if not (ROOT / path).is_file()] == [], row
+
+
 def test_every_provider_has_a_page() -> None:
     assert {page.stem for page in OF_A_PROVIDER} == {name.value for name in ProviderName}
 
