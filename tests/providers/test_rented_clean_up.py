@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -21,6 +23,7 @@ from prefect_gpu.blocks.runpod import RunpodCredentials
 from prefect_gpu.blocks.tensordock import TensordockCredentials
 from prefect_gpu.blocks.vastai import VastaiCredentials
 from prefect_gpu.blocks.verda import VerdaCredentials
+from prefect_gpu.flows.run import resuming
 from tests.clean_up import Asked, CleanUp, Left
 from tests.fakes.lambdalabs import FakeLambda
 from tests.fakes.rented import ssh_is_possible
@@ -138,8 +141,10 @@ def publish(name: str) -> None:
 @pytest.fixture(autouse=True)
 def _time_is_spent_where_it_differs(request: pytest.FixtureRequest, at: Rented) -> None:
     """What ends a run is the same for all of them: the others go through the two ends that differ most, unless all are asked for."""
-    is_short = any(one in request.node.name for one in ("test_a_job_runs", "kill_9"))
-    if at.vendor.name != "lambdalabs" and not is_short and not os.environ.get("ALL_CLEAN_UPS"):
+    dies = "goes_on" if at.vendor.name == "vastai" else "kill_9"
+    is_short = any(one in request.node.name for one in ("test_a_job_runs", dies))
+    is_common = at.vendor.name == "lambdalabs" and "goes_on" not in request.node.name
+    if not is_short and not is_common and not os.environ.get("ALL_CLEAN_UPS"):
         pytest.skip(f"{at.vendor.name} goes through all of them with ALL_CLEAN_UPS=1")
 
 
@@ -172,3 +177,25 @@ class TestRented(CleanUp):
         assert at.cloud.creates == before + 1
         said = [line for line in stack.logs(run_id) if line.startswith("hello from ")]
         assert [line.strip().endswith("/home") for line in said] == [True], "\n".join(stack.logs(run_id))
+
+    def test_a_run_whose_process_dies_goes_on_with_its_machine_in_another_one(
+        self, at: Rented, stack: Stack, asked: Asked, left: Left, tmp_path: Path
+    ) -> None:
+        gate, before = tmp_path / "gate", at.cloud.creates
+        command = f"echo started; while [ ! -e {gate} ]; do sleep 0.2; done; echo ends well"
+        run_id = stack.run(at.deployment, command=command, **asked)
+        stack.wait_for_log(run_id, "started")
+        (mine,) = left()
+        os.kill(stack.flow_process(run_id), signal.SIGKILL)
+        stack.wait_for_state(run_id, "Crashed")
+        again = resuming.scheduled().model_dump(mode="json", include={"type", "name", "message"})
+        stack.client.post(f"/flow_runs/{run_id}/set_state", json={"state": again, "force": True}).raise_for_status()
+        stack.wait_for_log(run_id, "going on with what an earlier execution of this run has")
+        assert left() == [mine]
+        gate.touch()
+        assert stack.wait_for_state(run_id, "Completed", "Failed") == "Completed", stack.message(run_id)
+        assert [line for line in stack.logs(run_id) if line.strip() in {"started", "ends well"}] == [
+            "started",
+            "ends well",
+        ]
+        assert (at.cloud.creates, left()) == (before + 1, [])
