@@ -104,10 +104,11 @@ class Vastai(Provider[VastaiCredentials]):
         number = words.number_of(instance_id)
         row = answers.at(self._api.get(f"/v0/instances/{number}/", what=f"look at {number}"), "instances")
         if not isinstance(row, dict):  # null: of what is gone, and perhaps of what is another's: a list must say so too
-            row = next(iter(self._rows({"id": {"eq": int(number)}})), None)
+            rows = self._rows({"id": {"eq": int(number)}})
+            row = next((one for one in rows if str(one.get("id")) == number), None)
         if row is None:
             raise errors.NotFound(f"Vast.ai knows no contract {number}")
-        return self._instance(row)  # pyright: ignore[reportUnknownArgumentType]
+        return self._instance({**row, "id": number})
 
     def list_instances(self, prefix: str) -> models.Listing:
         # How labels are ordered is not documented: z ends what begins so by bytes and in a dictionary, and it is looked at again.

@@ -262,6 +262,13 @@ def test_null_alone_proves_nothing_and_a_list_that_is_late_says_the_contract_is_
     assert cloud.alive() == [], "null did not pass for gone"
     with pytest.raises(NotFound, match="knows no contract"):
         driver.get_instance(made.id)
+    other = ready(cloud, driver)
+    listed = FakeVastai._list
+    unfiltered = {"select_filters": "{}"}
+    cloud._list = lambda it: listed(cloud, httpx.Request("GET", it.url.copy_merge_params(unfiltered)))  # type: ignore[method-assign]
+    with pytest.raises(NotFound, match="knows no contract"):
+        driver.get_instance(made.id)
+    assert driver.get_instance(other.id).name == other.name
     cloud.unreadable = "instances"
     with pytest.raises(Transient):
         driver.get_instance(made.id)
