@@ -63,6 +63,10 @@ def test_after_exit_3_the_run_is_failed_and_it_is_gone(stack: Stack, provision: 
     stack.wait_for_state(run_id, "Failed")
     assert instances(stack) == []
     assert stack.message(run_id).startswith("exit 3 in ")
+    wait_until(lambda: not stack.all_of(run_id), 60, "the end of its process, which sends all that it logged before")
+    lines = stack.logs(run_id)
+    assert any("Finished in state Failed('exit 3 in " in line for line in lines)
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_after_an_exception_in_the_flow_it_is_gone_within_15_s(stack: Stack) -> None:
