@@ -14,7 +14,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_gpu.flows.reap import reap
+from prefect_gpu.flows.reaping import stuck
 from prefect_gpu.flows.terminal.automations import automations, make_automations
+from prefect_gpu.providers.core.models import utc_now
 from tests.stack import Stack, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -48,6 +50,9 @@ def test_a_reap_that_its_worker_took_and_did_not_start_holds_up_no_other(stack: 
         stack.start_worker()
     later = stack.run(reaping)
     stack.wait_for_state(later, "Completed", within_s=120)
+    with temporary_settings({PREFECT_API_URL: stack.api}):  # as a reap five minutes later does
+        stuck.schedule_again(utc_now() + stuck.STARTING + timedelta(minutes=1))
+    stack.wait_for_state(lost, "Completed", "Skipped", within_s=120)
 
 
 def test_a_deployment_that_had_a_limit_loses_it_with_the_next_deploy(client: SyncPrefectClient) -> None:
@@ -92,11 +97,9 @@ def test_of_20_runs_that_fail_at_once_the_reaps_drain_though_a_host_is_dead_and_
     from prefect_gpu.flows.provision import provision
     from prefect_gpu.flows.run.record import Attempt, Record
     from prefect_gpu.providers.core.lease import Lease
-    from prefect_gpu.providers.core.models import utc_now
 
     deployments = {
         "provision/default": stack.deploy("prefect_gpu.flows.provision.provision", "nets"),
-        # Not reap-nets: there a run still waits that was lost on purpose.
         "reap/default": stack.deploy("prefect_gpu.flows.reap.reap", "reap-drain"),
     }
     realm = stack.realm() or "none"

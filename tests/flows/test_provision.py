@@ -10,10 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
 from prefect.states import Running, Scheduled, Suspended
 from pydantic import BaseModel, SecretStr
 
@@ -34,6 +36,7 @@ from prefect_gpu.providers.core.machine.download import Brought
 from prefect_gpu.providers.core.models import Offer, utc_now
 from prefect_gpu.providers.core.requests import Job, Requirements, Spot
 from tests.flows.rented import Named, Rented
+from tests.stack import wait_until
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(180)]
 
@@ -180,17 +183,39 @@ def test_options_are_the_provider_s_own_and_an_unknown_provider_is_refused(
     assert checked_options({"k8s": {"a": 1}}) == {"kubernetes": {"a": 1}}
 
 
+def until_in_log(rented: Rented, part: str) -> None:
+    question = {"logs": {"flow_run_id": {"any_": [str(rented.run_id)]}}}
+    with get_client(sync_client=True) as client:
+        wait_until(lambda: part in client.request("POST", "/logs/filter", json=question).text, 20, part)
+
+
+def test_the_task_that_runs_a_job_is_one_outside_of_a_flow_too(
+    rented: Rented, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = rented.libraries["alpha"]
+    (tmp_path / "input").write_text("given\n")
+    deadline = utc_now() + timedelta(hours=1)
+    lease = Lease(realm=GpuRealm.current().realm, run_id=uuid4(), deadline=deadline, run_count=0, attempt=0)
+    job = Job(files=("input",), outputs=("made",))
+    # Of each task's end Prefect says itself that no flow run keeps it.
+    with temporary_settings({PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}), caplog.at_level("INFO"):
+        (offer, *_) = tasks.fetch_offers(Requirements())
+        made = tasks.wait_until_ready(tasks.create_instance(offer, lease, job=job), offer)
+        result = tasks.run_job(made, offer, "cat input | tee made; exit 3", job, tmp_path / "kept")
+        assert tasks.terminate_instance(made.name).is_gone
+    assert (result.outcome, result.exit_code, result.outputs) == ("exited", 3, ("made",))
+    assert [one.getMessage() for one in caplog.records if one.name == "prefect_gpu.job"][:2] == [
+        "files up: 1 file, 6 bytes",
+        "given",
+    ]
+    assert (tmp_path / "kept" / "job.log").read_text() == "given\n"
+    rented.assert_nothing_is_left()
+
+
 def test_that_nobody_reaps_is_said_by_each_run_that_rents(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_gpu.flows.report.last_reap.completed_at", lambda: utc_now() - timedelta(hours=3))
     rented.run()
-    with get_client(sync_client=True) as client:
-        question = {"logs": {"flow_run_id": {"any_": [str(rented.run_id)]}}}
-        wait_for = time.monotonic() + 20
-        while (
-            "the last reap completed 3 h 00 min ago" not in client.request("POST", "/logs/filter", json=question).text
-        ):
-            assert time.monotonic() < wait_for
-            time.sleep(0.2)
+    until_in_log(rented, "the last reap completed 3 h 00 min ago")
 
 
 def test_what_the_log_lost_while_the_api_was_away_is_written_again_once(rented: Rented) -> None:
@@ -230,11 +255,14 @@ def test_a_run_whose_job_ends_while_the_api_is_away_waits_for_it(
 def test_the_whole_log_and_the_files_are_in_result_storage_before_the_machine_is_gone(
     rented: Rented, tmp_path: Path
 ) -> None:
-    (tmp_path / "input.txt").write_text("42\n")
-    job = Job(files=("input.txt",), outputs=("out/", "*.log"), env={"PLACE": "out"})
-    rented.run("mkdir -p $PLACE && cp input.txt $PLACE/copy.txt && echo its own >job.log && echo made", job=job)
+    (tmp_path / "data" / ".venv").mkdir(parents=True)
+    (tmp_path / "data" / "input.txt").write_text("42\n")
+    (tmp_path / "data" / ".venv" / "big").write_bytes(b"x" * 5000)
+    job = Job(files=("data",), outputs=("out/", "*.log"), env={"PLACE": "out"})
+    rented.run("mkdir -p $PLACE && cp data/input.txt $PLACE/copy.txt && echo its own >job.log && echo made", job=job)
     from prefect_gpu.flows.run import outputs
 
+    until_in_log(rented, "files up: 1 file, 3 bytes; left out: data/.venv (5.0 KB)")
     fetched = tmp_path / "fetched"
     outputs.fetch(rented.run_id, fetched)
     assert (fetched / "0" / "job.log").read_text() == "made\n"

@@ -26,6 +26,7 @@ from tests.terminal.test_follow import display
 class Host(BaseModel):
     address: str = Field(title="Address")
     port: int = 22
+    host_key: str | None = None
 
 
 class Credentials(Block):
@@ -56,7 +57,11 @@ class Saved:
                 raise self.refuses
             return list(self.missing)
 
-        return SimpleNamespace(missing_rights=missing_rights, first_contact=lambda: (block, ["a host key was seen"]))
+        learnt = block
+        if isinstance(block, Credentials):
+            hosts = [host.model_copy(update={"host_key": f"of {host.address}"}) for host in block.hosts]
+            learnt = block.model_copy(update={"hosts": hosts})
+        return SimpleNamespace(missing_rights=missing_rights, first_contact=lambda: (learnt, ["a host key was seen"]))
 
 
 class Answers:
@@ -89,7 +94,9 @@ def test_connect_asks_for_what_is_needed_hides_secrets_checks_and_saves(monkeypa
     text, saved, ask = connected(monkeypatch, library, "s3cret", "root@a.example b.example:2222", "")
     ((name, block),) = saved
     assert name == "team"
-    assert block is library.asked_with
+    assert library.asked_with is not None
+    assert [host.host_key for host in library.asked_with.hosts] == [None, None]
+    assert [host.host_key for host in block.hosts] == ["of a.example", "of b.example"], "what was learnt is saved"
     assert block.api_key.get_secret_value() == "s3cret"
     assert [host.address for host in block.hosts] == ["a.example", "b.example"]
     assert (block.region, block.limit) == ("eu", 3)

@@ -7,15 +7,16 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import RunDeployment
+from prefect.events.actions import RunDeployment, SendNotification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import load_flow_from_entrypoint
 
 from prefect_gpu.blocks import collection
-from prefect_gpu.flows.terminal.automations import automations
+from prefect_gpu.flows.terminal.automations import ALERT_BLOCK, automations
 from prefect_gpu.flows.terminal.deploy import PROJECT, deploy, make_work_pool, refuse_paused
 from prefect_gpu.flows.terminal.messages import Trouble
 from prefect_gpu.flows.terminal.place import POOL
@@ -157,3 +158,30 @@ def test_a_pool_of_another_type_is_told_with_what_its_runs_need(capsys: pytest.C
     make_work_pool(cast("SyncPrefectClient", client))
     said = capsys.readouterr().err
     assert said.startswith("The work pool gpu-flows is of the type docker: its runs need prefect-gpu where they start")
+
+
+ALERT = "prefect-gpu: alert when nobody reaps"
+
+
+def test_a_saved_block_for_alerts_is_told_that_nobody_reaps_however_many_blocks_come_before_it(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = deploy(client)
+    assert [action.type for action in client.read_automations_by_name(ALERT)[0].actions] == ["do-nothing"]
+    monkeypatch.setattr("prefect_gpu.flows.terminal.automations.PAGE", 2)
+    names = ("alerts-a", "alerts-b", "alerts-c", ALERT_BLOCK)
+    for name in names:
+        CustomWebhookNotificationBlock(name="team", url="https://hooks.example.org/x").save(name, _sync=True)
+    try:
+        assert ALERT_BLOCK not in {block.name for block in client.read_block_documents(limit=2)}
+        assert deploy(client) == made
+        (action,) = client.read_automations_by_name(ALERT)[0].actions
+        assert isinstance(action, SendNotification)
+        assert client.read_block_document(action.block_document_id).name == ALERT_BLOCK
+        assert "No reap run of prefect-gpu completed for 15 minutes" in action.subject
+        assert "Is a worker of the work pool gpu-flows running?" in action.body
+    finally:
+        for name in names:
+            CustomWebhookNotificationBlock.delete(name, _sync=True)
+        deploy(client)
+    assert [action.type for action in client.read_automations_by_name(ALERT)[0].actions] == ["do-nothing"]

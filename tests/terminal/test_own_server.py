@@ -165,18 +165,30 @@ def test_the_server_does_by_itself_what_its_automations_say(up: Up) -> None:
 @pytest.mark.timeout(300)
 def test_what_make_up_printed_is_all_that_prefects_own_cli_needs_to_watch_a_run(up: Up) -> None:
     exports = [line.strip() for line in up.printed.splitlines() if line.strip().startswith("export ")]
-    command = "prefect deployment run provision/default -p command='echo wat''ched' -p providers='[\"local\"]' --watch"
-    ran = subprocess.run(
-        ["sh", "-c", "\n".join([*exports, f"exec {Path(sys.executable).parent}/{command}"])],
-        env=variables(up.project),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    def watched(command: str) -> subprocess.Popen[str]:
+        line = f"prefect deployment run provision/default -p command='{command}' -p providers='[\"local\"]' --watch"
+        return subprocess.Popen(
+            ["sh", "-c", "\n".join([*exports, f"exec {Path(sys.executable).parent}/{line}"])],
+            env=variables(up.project),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    good, failed = watched("echo wat''ched"), watched("exit 3")
+    shown, told = good.communicate(timeout=200)
+    assert good.returncode == 0, shown + told
     for part in ("watched", "1 offers", "5 run", "6 give back"):
-        assert part in ran.stdout, ran.stdout
+        assert part in shown, shown
+    shown, told = failed.communicate(timeout=200)
+    assert failed.returncode == 1, shown + told
+
+
+def test_up_and_its_worker_s_log_say_when_the_last_reap_completed(up: Up) -> None:
+    assert re.search(r"Reap +every five minutes; (no reap has completed on|the last reap completed)", up.printed)
+    first = (up.project / "home" / "worker.log").read_text().splitlines()[0]
+    assert first == "no reap has completed on this server yet"
 
 
 # --- nobody else ------------------------------------------------------------------------------------------------------

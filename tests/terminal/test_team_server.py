@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +27,7 @@ from tests.stack import ROOT, wait_until
 
 pytestmark = pytest.mark.server
 PASSWORD = "admin:s3cret"
+MADE = ("-m", "prefect_gpu.flows.terminal.made")
 
 
 def certificate(folder: Path) -> Path:
@@ -82,6 +85,22 @@ def proxied(listener: socket.socket, context: ssl.SSLContext, port: int) -> None
             threading.Thread(target=serve, args=(raw, context, port), daemon=True).start()
 
 
+# Lines typed one after the other in one process; only who answers for the provider and its user's terminal is made up.
+TYPED = """
+import json, sys
+from types import SimpleNamespace
+from prefect_gpu.flows.terminal import __main__ as terminal, asked, connect, setting_up
+from prefect_gpu.blocks.vultr import VultrCredentials
+asked.connectable = lambda _: None
+connect.ask_terminal = lambda question, *, secret=False: "k3y" if secret else ""
+driver = lambda block: SimpleNamespace(missing_rights=list, first_contact=lambda: (block, []))
+connect.library = lambda _: SimpleNamespace(credentials_class=VultrCredentials, driver_class=driver)
+for words in json.loads(sys.argv[1]):
+    print("$", *words, flush=True)
+    print("->", terminal.main(words), flush=True)
+"""
+
+
 class Team:
     """The address, and the environment of a user who has only a profile."""
 
@@ -93,10 +112,10 @@ class Team:
             f'PREFECT_API_URL = "{url}"\nPREFECT_API_AUTH_STRING = "{PASSWORD}"\nPREFECT_API_SSL_CERT_FILE = "{pem}"\n'
         )
 
-    def type(self, word: str, **variables: str) -> subprocess.Popen[str]:
+    def type(self, *words: str, program: tuple[str, ...] = MADE, **variables: str) -> subprocess.Popen[str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MAKE"))}
         return subprocess.Popen(
-            [sys.executable, "-m", "prefect_gpu.flows.terminal.made", word],
+            [sys.executable, *program, *words],
             cwd=self.folder / "user",
             env={
                 **inherited,
@@ -110,20 +129,23 @@ class Team:
             text=True,
         )
 
-    def say(self, word: str, **variables: str) -> str:
-        process = self.type(word, **variables)
+    def say(self, *words: str, program: tuple[str, ...] = MADE, **variables: str) -> str:
+        process = self.type(*words, program=program, **variables)
         shown, told = process.communicate(timeout=280)
         assert process.returncode == 0, shown + told
         assert "Traceback" not in shown + told
         return shown
 
     def states(self) -> list[str]:
+        return [run["state_type"] for run in self.runs()]
+
+    def runs(self) -> list[dict[str, Any]]:
         with httpx.Client(auth=("admin", "s3cret"), verify=ssl.create_default_context(cafile=self.pem)) as client:
             token = client.get(f"{self.url}/csrf-token?client=tests").raise_for_status().json()["token"]
             headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
             wanted = {"flows": {"name": {"any_": ["provision"]}}}
             answer = client.post(f"{self.url}/flow_runs/filter", json=wanted, headers=headers)
-            return [run["state_type"] for run in answer.raise_for_status().json()]
+            return answer.raise_for_status().json()
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +226,28 @@ def test_every_command_works_there_from_run_to_down(team: Team) -> None:
     assert shown == f"The worker for {team.url} is stopped.\n"
     left.communicate(timeout=100)
     assert sorted(set(team.states())) == ["CANCELLED", "COMPLETED"]
+
+    (run,) = [run for run in team.runs() if run["state_type"] == "COMPLETED"]
+    lines = [
+        ["ps", "--all"],
+        *([word, run["id"]] for word in ("logs", "stop", "fetch")),
+        ["refresh"],
+        ["connect", "vultr"],
+    ]
+    (team.folder / "no prices").mkdir()
+    said = team.say(json.dumps(lines), program=("-c", TYPED), GPUHUNT_CATALOG_DIR=str(team.folder / "no prices"))
+    said_by = {part.partition("\n")[0].split()[0]: part for part in said.split("\n$ ")}
+    said_by["ps"] = said_by.pop("$")
+    for word, part, code in [
+        ("ps", f"{run['name']}  Completed", 0),
+        ("logs", "  | 42\n", 0),
+        ("stop", f"{run['name']} had ended already (Completed): its machine is gone", 0),
+        ("fetch", f"fetched/{run['name']}/0/job.log", 0),
+        ("refresh", "there is no each.csv in GPUHUNT_CATALOG_DIR", 1),
+        ("connect", "Saved as 'default'. vultr accepts them.", 0),
+    ]:
+        assert part in said_by[word], said
+        assert f"-> {code}\n" in said_by[word] + "\n", said
 
 
 def test_a_certificate_that_is_not_trusted_is_told_with_the_setting_that_helps(team: Team) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 LIMIT_BYTES: Final = 1_000_000
 _LINE_BYTES: Final = 16_000
@@ -21,10 +23,11 @@ _log = logging.getLogger("prefect_gpu.job")
 
 def logger() -> logging.Logger | logging.LoggerAdapter[Any]:
     """The logger of the run around this call, or a plain one where there is none."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return _log
+    with contextlib.suppress(MissingContextError):
+        # A task that is called outside of a flow has a logger, and no log: Prefect warns at each line that it cannot keep.
+        if flow_run.get_id() is not None:
+            return get_run_logger()
+    return _log
 
 
 def told_in_the_log(what: str, seconds: float) -> None:
