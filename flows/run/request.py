@@ -50,6 +50,8 @@ def checked_requirements(gpu: str, max_price: float | None, requirements: Requir
     for name, default in (("gpu", ()), ("max_price", None)):
         if getattr(requirements, name) != default:
             raise Refused(f"{name} stands inside requirements: write it as the parameter {name} itself")
+    if requirements.nearest:
+        raise Refused("nearest finds what does not fit: leave it out of requirements")
     if max_price is not None and not (math.isfinite(max_price) and max_price >= 0):
         raise Refused(f"max_price is {max_price:g}: write USD per hour, 0 or more, or leave it empty for no limit")
     try:

@@ -62,7 +62,11 @@ class Requirements(Model):
     gpu: SkipJsonSchema[tuple[GpuRequest, ...]] = ()  # alternatives in order; empty: no GPU needed
     max_price: SkipJsonSchema[float | None] = None  # USD per hour, for the whole instance
     # Asked by the library where nothing fits: offers need not fit, and of one machine's GPUs the most come first, not the fewest.
-    nearest: SkipJsonSchema[bool] = False
+    nearest: SkipJsonSchema[bool] = Field(
+        default=False,
+        title="The nearest",
+        description="For the task library: what there is of these GPUs, where nothing fits. A run refuses it.",
+    )
 
     spot: Spot = Field(
         default=Spot.ON_DEMAND,

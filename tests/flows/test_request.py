@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from prefect_gpu.flows.run import request
 from prefect_gpu.flows.run.request import Refused
+from prefect_gpu.providers.core.requests import Requirements
 
 
 @pytest.mark.parametrize("command", ["-n hello", "--version"])
@@ -69,3 +70,8 @@ def test_a_hint_that_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(request, "saved_accounts", breaks)
     assert request.nothing_saved(["local"]) == ""
+
+
+def test_what_the_library_asks_for_by_itself_is_no_request() -> None:
+    with pytest.raises(Refused, match="nearest finds what does not fit"):
+        request.checked_requirements("", None, Requirements(nearest=True))
