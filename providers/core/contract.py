@@ -128,7 +128,10 @@ class Provider(ABC, Generic[C]):
 
     @abstractmethod
     def fetch_offers(self, requirements: Requirements) -> list[Offer]:
-        """What fits and can be bought now, in any order; empty if nothing, never NoCapacity."""
+        """What fits and can be bought now, in any order; empty if nothing, never NoCapacity.
+
+        With `requirements.nearest` and no price list: what there is of these GPUs, of one machine's the most; in as few calls as will do.
+        """
 
     @abstractmethod
     def create_instance(self, offer: Offer, spec: LaunchSpec) -> Instance:
