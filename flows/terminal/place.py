@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 POOL: Final = "gpu-flows"  # names that begin with "prefect" are reserved by the server
 GIVE_BACK_S: Final = 60.0  # so long cancelled jobs may take to end and give their machines back
 START_DEADLINE_S: Final = 180.0  # a first start migrates the database: 5 s, on a loaded machine a minute
+EVENTS_S: Final = 5.0  # so long what was told may take to arrive
 PATIENCE_S: Final = 5.0  # so long a server that others run may be away
 
 
@@ -165,6 +166,7 @@ class Place:
                 self._end(everything=True)
         finally:
             with waiting("server and worker end"):
+                _deliver_events()
                 for daemon, _ in running:
                     daemon.stop()
                 if self.is_own:
@@ -203,6 +205,12 @@ def entered(place: Place) -> Generator[Place]:
         place.leave()
         raise
     place.leave()
+
+
+def _deliver_events() -> None:
+    """What this process has told Prefect arrives while the server is there: afterwards Prefect tries for seconds, and says on the terminal that it is lost."""
+    if (worker := sys.modules.get("prefect.events.worker")) is not None:
+        worker.EventsWorker.drain_all(timeout=EVENTS_S)
 
 
 def worker_name(home: Path, is_own: bool) -> str:

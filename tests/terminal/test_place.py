@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_gpu.flows.terminal import api as apis
@@ -376,6 +377,19 @@ def test_a_server_that_is_gone_holds_up_no_end(clean: Path, sleeping_workers: No
     gone.leave()
     assert gone.worker.find() is None
     assert gone.run_id == run_id("1"), "what became of it is not known"
+
+
+def test_what_a_command_told_prefect_arrives_while_the_server_is_there(
+    clean: Path, sleeping_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_there = list[bool]()
+    monkeypatch.setattr(
+        EventsWorker, "drain_all", lambda **_: was_there.append(Daemon("server", clean).find() is not None)
+    )
+    start(Daemon("server", clean))
+    Place("http://127.0.0.1:9/api", clean, is_own=True).leave()
+    assert was_there == [True]
+    assert Daemon("server", clean).find() is None
 
 
 def test_a_worker_that_others_share_is_known_by_its_home(tmp_path: Path) -> None:
