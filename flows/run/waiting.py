@@ -59,6 +59,7 @@ class Search:
         self._began_s = self._clock.now()
         self._wait_s = run.limits.wait.total_seconds() - self._waited_before()
         self._failures: list[tuple[float, Offer, ProviderError]] = []
+        self._noted = 0  # of the run's own list
         self._offers: list[Offer] = []
         self._credit = 0.0
         self.looks = 0
@@ -117,17 +118,18 @@ class Search:
     def _worth_an_order(self, fitting: list[Offer]) -> Iterator[Offer]:
         for offer in fitting:
             self._note_failures()
-            if not any(self._is_ruled_out(offer, *failure) for failure in self._failures):
+            if not any(error.rules_out(failed, offer) for _, failed, error in self._failures):
                 yield offer
         self._note_failures()
 
     def _note_failures(self) -> None:
+        """Those that are new, and of all of them those that still count: a long wait has thousands."""
         now = self._clock.now()
-        self._failures += [(now, offer, error) for offer, error in self._run.failed[len(self._failures) :]]
+        self._failures += [(now, offer, error) for offer, error in self._run.failed[self._noted :]]
+        self._noted = len(self._run.failed)
+        self._failures = [one for one in self._failures if self._still_counts(*one)]
 
-    def _is_ruled_out(self, offer: Offer, since_s: float, failed: Offer, error: ProviderError) -> bool:
-        if not error.rules_out(failed, offer):
-            return False
+    def _still_counts(self, since_s: float, failed: Offer, error: ProviderError) -> bool:
         if not self._wait_s or not comes_back(error):
             return True
         return self._clock.now() - since_s < max(

@@ -93,13 +93,15 @@ class ProviderError(Exception):
             return is_here and is_same_market and same_family
         if self.reach == "type":
             return is_here and is_same_market and failed.instance_type == other.instance_type
-        return {
-            "provider": True,
-            "market": is_same_market,
-            "region": is_here,
-            "offer": offer_key(failed) == offer_key(other),
-            "host": offer_key(failed) == offer_key(other) or (failed.host is not None and failed.host == other.host),
-        }[self.reach]
+        if self.reach == "provider":
+            return True
+        if self.reach == "market":
+            return is_same_market
+        if self.reach == "region":
+            return is_here
+        if self.reach == "host" and failed.host is not None and failed.host == other.host:
+            return True
+        return offer_key(failed) == offer_key(other)
 
 
 class Transient(ProviderError):
