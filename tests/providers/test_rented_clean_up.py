@@ -24,7 +24,7 @@ from prefect_gpu.blocks.tensordock import TensordockCredentials
 from prefect_gpu.blocks.vastai import VastaiCredentials
 from prefect_gpu.blocks.verda import VerdaCredentials
 from prefect_gpu.flows.run import resuming
-from tests.clean_up import Asked, CleanUp, Left
+from tests.clean_up import ALL, Asked, CleanUp, Left
 from tests.fakes.lambdalabs import FakeLambda
 from tests.fakes.rented import ssh_is_possible
 from tests.fakes.runpod import FakeRunpod, Process
@@ -140,16 +140,6 @@ def publish(name: str) -> None:
         store.publish(name, collected.prices, collected_at=datetime.now(UTC), source="these tests")
 
 
-@pytest.fixture(autouse=True)
-def _time_is_spent_where_it_differs(request: pytest.FixtureRequest, at: Rented) -> None:
-    """What ends a run is the same for all of them: the others go through the two ends that differ most, unless all are asked for."""
-    dies = "goes_on" if at.vendor.name == "vastai" else "kill_9"
-    is_short = any(one in request.node.name for one in ("test_a_job_runs", dies))
-    is_common = at.vendor.name == "lambdalabs" and "goes_on" not in request.node.name
-    if not is_short and not is_common and not os.environ.get("ALL_CLEAN_UPS"):
-        pytest.skip(f"{at.vendor.name} goes through all of them with ALL_CLEAN_UPS=1")
-
-
 @pytest.fixture
 def provision(at: Rented) -> UUID:
     return at.deployment
@@ -167,6 +157,15 @@ def left(at: Rented) -> Left:
 
 class TestRented(CleanUp):
     """What every provider must survive."""
+
+    is_short = True
+
+    @pytest.fixture(autouse=True)
+    def _one_death_for_each(self, request: pytest.FixtureRequest, at: Rented) -> None:
+        """The container's process goes on with its run, the machines' are not to."""
+        other = "kill_9" if at.vendor.name == "vastai" else "goes_on"
+        if other in request.node.name and not os.environ.get(ALL):
+            pytest.skip(f"{at.vendor.name} dies both deaths with {ALL}=1")
 
     def test_a_job_runs_on_a_machine_and_all_that_it_brought_along_is_gone_before_the_run_is_completed(
         self, at: Rented, stack: Stack, asked: Asked, left: Left

@@ -52,6 +52,8 @@ def left(azure: AzureServer) -> Left:
 class TestAzure(CleanUp):
     """What every provider must survive."""
 
+    is_short = True
+
 
 def test_a_job_runs_after_a_type_was_sold_out_and_an_answer_was_lost_on_one_machine(
     azure: AzureServer, stack: Stack, provision: UUID, left: Left

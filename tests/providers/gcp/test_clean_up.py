@@ -47,6 +47,8 @@ def left(cloud: GcpCloud) -> Left:
 class TestGcp(CleanUp):
     """What every provider must survive."""
 
+    is_short = True
+
 
 def test_a_job_runs_after_a_zone_was_sold_out_and_an_answer_was_lost_and_nothing_is_left(
     cloud: GcpCloud, stack: Stack, provision: UUID, left: Left
