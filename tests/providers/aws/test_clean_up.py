@@ -61,6 +61,8 @@ def left(cloud: AwsCloud) -> Left:
 class TestAws(CleanUp):
     """What every provider must survive."""
 
+    is_short = True
+
 
 def test_a_job_runs_on_a_machine_of_ec2_and_its_machine_is_gone_before_the_run_is_completed(
     cloud: AwsCloud, stack: Stack, provision: UUID
