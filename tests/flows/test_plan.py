@@ -212,7 +212,7 @@ def test_a_provider_that_is_down_or_slow_or_refuses_is_named_and_holds_up_nobody
     is_over = Event()
 
     def slow(_: Requirements) -> list[Offer]:
-        is_over.wait(60)
+        is_over.wait(15)
         return []
 
     market(aws=AuthFailed("the key of aws is refused: save another"), gcp=slow, azure=[offer("azure", 9.0)])
