@@ -12,10 +12,9 @@ from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
 from prefect_gpu.blocks.pages import logo, page
-from prefect_gpu.blocks.server import FROM, NAMED, VARIABLE, this_server
+from prefect_gpu.blocks.server import NAMED, this_server
 
 NAME: Final = "default"
-MAX_PLACES: Final = 50  # containers and hosts of one address that are known at a time
 _ALPHABET = string.ascii_lowercase + string.digits
 
 
@@ -73,11 +72,6 @@ class GpuRealm(Block):
         """Whether this realm is that server's: it was made by it, or an operator said so, or nobody knows whose it is."""
         return not self.servers or any(one == server or one.startswith(f"{server} ") for one in self.servers)
 
-    def may_be_of(self, server: str) -> bool:
-        """Whether it is that server's by the address, though not by the place that it is asked from."""
-        address, at, _ = server.partition(FROM)
-        return bool(at) and any(one.startswith(f"{address}{FROM}") for one in self.servers)
-
     @property
     def is_named(self) -> bool:
         """Whether it is known by the name of its server."""
@@ -87,28 +81,18 @@ class GpuRealm(Block):
         """Raise NotItsServer where this realm was made by another Prefect server than the one that is asked now."""
         if self.is_of(server):
             return
-        is_lasting = FROM not in server
         raise NotItsServer(
             f"the realm {self.realm} belongs to the Prefect server {self.servers[0]}, and this is {server}: nothing was bought or "
             "terminated. If it is the same server under a new address, or its successor, say so once with "
             "`prefect deployment run reap/default -p trust_server=true`; if it is a copy, delete its block gpu-realm/default"
-            + (
-                ""
-                if is_lasting
-                else f". So that new containers and hosts are known, give the server a name, {VARIABLE} for its workers"
-            )
         )
 
     def trust(self, server: str) -> GpuRealm:
-        """This realm belongs to that server too, from now on. Of places of one address the latest are known."""
+        """This realm belongs to that server too, from now on."""
         if server in self.servers:
             return self
         saved = self._load()  # what an operator changed meanwhile stays
-        servers = [one for one in saved.servers if one != server]
-        places = [one for one in servers if FROM in one]
-        forgotten = places[: max(0, len(places) + 1 - MAX_PLACES)]
-        servers = [one for one in servers if one not in forgotten]
-        trusted = saved.model_copy(update={"servers": [*servers, server]})
+        trusted = saved.model_copy(update={"servers": [*(one for one in saved.servers if one != server), server]})
         trusted.save(NAME, overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue] - async dispatch
         _of_server.cache_clear()
         return trusted

@@ -6,19 +6,17 @@
 | at an address that is one place in the world | the address |
 | on this host | the host's id and the server's own folder |
 | in this Kubernetes cluster | cluster and namespace, and its address |
-| else: a short name, a private address, a container | its address *from* a place: what this worker's own disk holds |
+| else: a short name, a private address | its address alone: two networks may have one each, so give it a name |
 
-A place is as lasting as the disk it is on; who takes over from a worker that had another one is looked for in
-`flows/run/own_realm.py`.
+A container has nothing of its own that outlives it, and each run of a Docker pool is a new one: what only its disk holds would refuse
+them all.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import ipaddress
 import os
-import secrets
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -32,8 +30,6 @@ from prefect.settings import get_current_settings
 
 VARIABLE: Final = "PREFECT_GPU_SERVER"  # in the environment of workers: the server's name, which nothing else decides
 NAMED: Final = "named "
-FROM: Final = " from "  # in what a server is known by: what follows is a place
-_SEAT: Final = "prefect-gpu-seat"  # in PREFECT_HOME: beside no database but that of a server of one's own
 _MACHINE_ID: Final = Path("/etc/machine-id")
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _CONTAINER: Final = (Path("/.dockerenv"), Path("/run/.containerenv"), _ACCOUNT)
@@ -61,15 +57,14 @@ def unnamed_server(*, with_home: bool = True) -> str:
     address = urlsplit(get_current_settings().api.url or "")
     host = (address.hostname or "").lower().rstrip(".")
     if _is_here(host):
-        here = _host_id() or _cluster() or f"container{FROM}{_place()}"
+        here = _host_id() or _cluster() or "container"
         return f"{here} {_home_of_server()}" if with_home else here
     port = f":{address.port}" if address.port else ""
     known = f"{host}{port}{address.path.rstrip('/').removesuffix('/api')}"
     if _is_one_in_the_world(host):
         return known
-    if cluster := _cluster():
-        return f"{known} in {cluster}"
-    return f"{known}{FROM}{_host_id() or _place()}"
+    cluster = _cluster()
+    return f"{known} in {cluster}" if cluster else known
 
 
 def is_own_server() -> bool:
@@ -110,34 +105,6 @@ def _cluster() -> str:
     with suppress(OSError):
         return f"{(_ACCOUNT / 'namespace').read_text().strip()} of cluster-{_short((_ACCOUNT / 'ca.crt').read_text())}"
     return ""
-
-
-def _place() -> str:
-    return _seat_in(Path(get_current_settings().home).expanduser())
-
-
-@functools.cache
-def _seat_in(home: Path) -> str:
-    """What this disk holds and a copy does not: a random word in a file, with the number that the disk gave to the file.
-
-    Where nothing can be written each process is a place of its own.
-    """
-    file = home / _SEAT
-    with suppress(OSError):
-        home.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            made = home / f"{_SEAT}.{secrets.token_hex(8)}"
-            made.touch(mode=0o600)
-            made.write_text(secrets.token_hex(16))
-            try:
-                os.link(made, file)
-            except FileExistsError:  # another process was first
-                pass
-            except OSError:  # a disk that knows no second names
-                made.replace(file)
-            made.unlink(missing_ok=True)
-        return f"seat-{_short(f'{file.read_text().strip()} {file.stat().st_ino}')}"
-    return f"seat-{secrets.token_hex(4)}"
 
 
 def _home_of_server() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,6 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Running, Scheduled
 
@@ -352,9 +351,6 @@ def test_a_copy_of_the_server_s_database_ends_nothing_until_an_operator_trusts_i
     assert reaped().startswith("1 terminated and confirmed gone")  # said once
 
 
-ITSELF = "ProcessWorker 00000000-0000-4000-8000-00000000000"
-
-
 @contextlib.contextmanager
 def bound_to(*servers: str) -> Iterator[None]:
     realm = GpuRealm.load_or_make()
@@ -370,63 +366,19 @@ def bound_to(*servers: str) -> Iterator[None]:
         bind(realm.servers)
 
 
-@contextlib.contextmanager
-def workers(*names: str) -> Iterator[None]:
-    """Workers of these names told the server just now that they live."""
-    with get_client(sync_client=True) as client:
-        pool = client.create_work_pool(WorkPoolCreate(name="gpu-flows", type="process"))
-        for name in names:
-            client.request("POST", f"/work_pools/{pool.name}/workers/heartbeat", json={"name": name})
-        try:
-            yield
-        finally:
-            client.delete_work_pool(pool.name)
-
-
-def test_a_worker_s_container_that_is_made_anew_goes_on_where_the_one_before_it_was_known(
+def test_a_server_that_was_given_a_name_is_known_by_it_and_a_copy_by_another_name_is_not(
     clouds: Clouds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Prefect server is `server:4200` to every composed stack: a copy's workers follow on none that a reap of the copy knew."""
-    monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-2")
+    """The Prefect server is `server:4200` to every composed stack."""
     orphan = clouds.orphan("alpha")
-    with bound_to("server:4200 from seat-1"), workers(f"{ITSELF}1", "named-by-a-person"):
-        message = reaped()
-        assert "this is server:4200 from seat-2: nothing was bought or terminated" in message
-        assert clouds.alive("alpha") == [orphan.name], "its worker came after the last reap that completed"
-        monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-1")
+    monkeypatch.setattr(own_realm, "unnamed_server", lambda **_: "server:4200")
+    with bound_to("server:4200"):
+        monkeypatch.setenv("PREFECT_GPU_SERVER", "production")
         assert reaped(dry_run=True).startswith("would terminate 1")
-        assert reaped().startswith("1 terminated and confirmed gone")
-        monkeypatch.setattr(own_realm, "this_server", lambda **_: "server:4200 from seat-2")
-        assert reaped().startswith("0 terminated")
-        assert GpuRealm.load_or_make().servers == ["server:4200 from seat-1", "server:4200 from seat-2"]
-        monkeypatch.setattr(own_realm, "this_server", lambda **_: "other:4200 from seat-2")
-        assert "nothing was bought or terminated" in reaped()
-
-
-@pytest.mark.parametrize(
-    ("name", "created", "heard", "came", "is_known"),
-    [
-        (f"{ITSELF}1", -600, -40, 0, True),  # the one before ended 40 s before this one came
-        (f"{ITSELF}1", -600, 900, 0, True),  # several work side by side
-        (f"{ITSELF}1", -600, -100, 0, False),  # a copy: its worker came when the original's were long gone
-        (f"{ITSELF}1", -100, -40, 0, False),  # it came after the last reap that completed: it is the copy's too
-        ("worker-1", -600, -40, 0, False),  # a name that a person gave is the same on a copy
-    ],
-)
-def test_who_takes_over_from_whom(
-    monkeypatch: pytest.MonkeyPatch, name: str, created: int, heard: int, came: int, is_known: bool
-) -> None:
-    def at(seconds: int) -> datetime:
-        return datetime(2030, 1, 1, 12, tzinfo=UTC) + timedelta(seconds=seconds)
-
-    rows = [
-        {"name": name, "created": at(created), "last": at(heard)},
-        {"name": f"{ITSELF}2", "created": at(came), "last": at(1000)},
-    ]
-    monkeypatch.setenv("PREFECT__WORKER_NAME", f"{ITSELF}2")
-    monkeypatch.setattr(own_realm, "_workers", lambda: (rows, at(1000)))
-    monkeypatch.setattr(last_reap, "completed_at", lambda: at(-300))
-    assert own_realm.is_handed_over() is is_known
+        assert GpuRealm.load_or_make().servers == ["server:4200", "named production"]
+        monkeypatch.setenv("PREFECT_GPU_SERVER", "staging")
+        assert "this is named staging: nothing was bought or terminated" in reaped()
+        assert clouds.alive("alpha") == [orphan.name]
 
 
 @pytest.mark.parametrize("whose", ["own", "provider"])
