@@ -200,7 +200,7 @@ def test_a_run_whose_process_is_told_to_end_goes_on_in_another_one(stage: Stage,
 def test_after_a_redeploy_whose_worker_kills_its_flow_processes_another_worker_goes_on(
     stage: Stage, runs: Runs
 ) -> None:
-    assert stage.processes[BLUE].wait(60) == 0
+    assert stage.processes[BLUE].wait(120) == 0
     goes_on(stage, runs["redeploy"], 120)
 
 

@@ -245,7 +245,7 @@ class TestARun:
         dear.libraries["alpha"].capabilities = dear.libraries["alpha"].capabilities.model_copy(
             update={"billing": Billing(step_s=600, minimum_s=0)}
         )
-        assert dear.run("true", max_cost=60.0, order="given").startswith("exit 0 in ")
+        assert dear.run("true", max_cost=400.0, order="given").startswith("exit 0 in ")
         assert len(dear["beta"].orders()) == 1
         assert "over budget" in dear.artifact(cards.TRIED.key)
 

@@ -50,9 +50,9 @@ def names(stack: Stack) -> list[str]:
 def attempts(stack: Stack, run_id: UUID) -> list[dict[str, object]]:
     import json
 
-    question = {"artifacts": {"key": {"any_": [f"attempts-{run_id}"]}}, "limit": 1}
-    rows = stack.client.post("/artifacts/filter", json=question).json()
-    return json.loads(rows[0]["data"]) if rows else []
+    rows = stack.client.post("/artifacts/filter", json={"artifacts": {"key": {"any_": [f"attempts-{run_id}"]}}}).json()
+    newest = max(rows, key=lambda row: row["created"], default=None)  # each execution writes one of its own
+    return json.loads(newest["data"]) if newest else []
 
 
 def test_after_kill_9_the_run_goes_on_with_its_machine_and_job_and_no_line_is_lost_or_doubled(
