@@ -79,13 +79,13 @@ class Budget:
             raise OverBudget(why)
 
     def lease_until(self, offer: Offer, deadline: datetime) -> datetime:
-        """The lease of an order placed now: as asked, or to the last whole minute that is paid for."""
+        """The lease of an order placed now: as asked, or to the last whole minute that is paid for and leaves time to use it."""
         if self.limit is None:
             return deadline
         now = self.now()
         ends = self._ends((*self._record.attempts, _wanted(offer, now)), now)
         whole = ends.replace(second=0, microsecond=0)  # a lease is written in whole minutes, rounded up
-        return min(deadline, whole if whole > now else ends)
+        return min(deadline, whole if whole - now >= timedelta(seconds=LEAST_S) else ends)
 
     def job_until(self) -> datetime | None:
         """When the machine itself ends the job, so that time is left for its files; None without a limit."""

@@ -175,6 +175,15 @@ class TestAnOffer:
         assert lease.deadline == until
         assert budget(None)[0].lease_until(OFFER, far) == far
 
+    @pytest.mark.parametrize("second", [0, 20, 40, 59])
+    def test_has_a_lease_that_leaves_time_for_the_job_at_whatever_second_it_begins(
+        self, clock: Clock, second: int
+    ) -> None:
+        clock.began = clock.began.replace(second=second, microsecond=0)
+        until = budget(1.3)[0].lease_until(OFFER, clock.began + timedelta(days=1))  # 130 s, of which 60 are kept
+        lease = Lease(realm="abcd", run_id=uuid4(), deadline=until, run_count=1, attempt=0)
+        assert timedelta(seconds=60) <= lease.deadline - clock.began <= timedelta(seconds=130)
+
 
 # --- whole runs --------------------------------------------------------------------------------------------------------------
 
