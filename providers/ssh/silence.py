@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 from prefect_gpu.providers.core.contract import Channel, Connection
@@ -110,7 +111,13 @@ class _Heard:
         return data
 
     def sendall(self, data: bytes) -> None:
-        self._channel.sendall(data)
+        try:
+            self._channel.sendall(data)
+        except LinkLost:  # who takes no input may have said why before it ended
+            with suppress(LinkLost):
+                while len(self._listening.noise) < _NOISE_BYTES and self.recv(_NOISE_BYTES):
+                    pass
+            raise
 
     def shutdown_write(self) -> None:
         self._channel.shutdown_write()

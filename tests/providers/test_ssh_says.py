@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_gpu.blocks.ssh import SshHost, SshMachines
-from prefect_gpu.providers.core.errors import NotFound, ProviderError, Transient, Unconfirmed
+from prefect_gpu.providers.core.errors import LinkLost, NotFound, ProviderError, Transient, Unconfirmed
 from prefect_gpu.providers.core.machine.keys import derive
-from prefect_gpu.providers.core.machine.shell import Finished
+from prefect_gpu.providers.core.machine.shell import Finished, run_script
 from prefect_gpu.providers.core.models import Availability, LaunchSpec, Offer, utc_now
 from prefect_gpu.providers.core.requests import Requirements
 from prefect_gpu.providers.ssh.driver import Ssh
 from prefect_gpu.providers.ssh.errors import InUse
 from prefect_gpu.providers.ssh.reach import Hosts
+from prefect_gpu.providers.ssh.silence import Listening
 from tests.conformance import launch_spec, lease_name
 
 NAME = lease_name()
@@ -147,6 +148,32 @@ def test_a_script_that_was_cut_off_is_not_an_empty_machine() -> None:
     driver = driver_of(odd=Finished(137, b"", "Killed\n\x1b[2J"), sound=SOUND.encode())
     (unread,) = driver.list_instances("pg-").incomplete
     assert unread.reason == "odd did not tell its claims: Killed  [2J"
+
+
+def test_what_a_login_shell_said_before_it_took_no_input_is_heard() -> None:
+    """`nologin` says its words and ends; whether our script arrives before that is chance."""
+
+    class Ended:
+        def __init__(self) -> None:
+            self.said = [b"This account is ", b"currently not available.\n"]
+
+        def sendall(self, data: bytes) -> None:
+            raise LinkLost("the machine takes no more input")
+
+        def recv(self, size: int) -> bytes:
+            return self.said.pop(0) if self.said else b""
+
+        def error_text(self) -> str:
+            return ""
+
+        def close(self) -> None:
+            pass
+
+    connection: Any = type("Line", (), {"open": lambda self, command: Ended()})()
+    listening = Listening(connection, 5.0)
+    with pytest.raises(LinkLost):
+        run_script(listening, "true")
+    assert listening.end == "This account is currently not available."
 
 
 def order_of(driver: Ssh) -> tuple[Offer, LaunchSpec]:
