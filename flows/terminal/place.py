@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import socket
 import subprocess
@@ -210,6 +211,7 @@ def entered(place: Place) -> Generator[Place]:
 def _deliver_events() -> None:
     """What this process has told Prefect arrives while the server is there: afterwards Prefect tries for seconds, and says on the terminal that it is lost."""
     if (worker := sys.modules.get("prefect.events.worker")) is not None:
+        logging.getLogger(worker.EventsWorker.__name__).setLevel(logging.ERROR)  # else it counts them on the terminal
         worker.EventsWorker.drain_all(timeout=EVENTS_S)
 
 

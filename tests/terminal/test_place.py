@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -380,7 +381,7 @@ def test_a_server_that_is_gone_holds_up_no_end(clean: Path, sleeping_workers: No
 
 
 def test_what_a_command_told_prefect_arrives_while_the_server_is_there(
-    clean: Path, sleeping_workers: None, monkeypatch: pytest.MonkeyPatch
+    clean: Path, sleeping_workers: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     was_there = list[bool]()
     monkeypatch.setattr(
@@ -390,6 +391,10 @@ def test_what_a_command_told_prefect_arrives_while_the_server_is_there(
     Place("http://127.0.0.1:9/api", clean, is_own=True).leave()
     assert was_there == [True]
     assert Daemon("server", clean).find() is None
+    logging.getLogger("EventsWorker").warning(
+        "Still processing items: 1 items remaining..."
+    )  # as Prefect does meanwhile
+    assert caplog.text == ""
 
 
 def test_a_worker_that_others_share_is_known_by_its_home(tmp_path: Path) -> None:
