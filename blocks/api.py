@@ -7,8 +7,10 @@ A block holds it as `api`:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
@@ -25,6 +27,24 @@ class ApiAccess(BaseModel):
         title="Company CA",
         description="PEM text, or the path of a PEM file on the worker. It is trusted beside the public ones.",
     )
+
+    def client(self, base_url: str, token: SecretStr | str | None = None) -> httpx.Client:
+        """An httpx client that goes this way, with a token as `Authorization: Bearer` where one is given.
+
+        Raises OSError where the CA cannot be read on this worker, ssl.SSLError where it is not PEM.
+        """
+        trusted = httpx.create_ssl_context()
+        if self.ca:
+            trusted.load_verify_locations(cadata=pem(self.ca))
+        secret = token.get_secret_value() if isinstance(token, SecretStr) else token
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        proxy = self.proxy.get_secret_value() if self.proxy else None
+        return httpx.Client(base_url=base_url, headers=headers, timeout=30, proxy=proxy, verify=trusted)
+
+
+def pem(ca: str) -> str:
+    """The text of a CA that is given as text or as the path of a file of it."""
+    return ca if "-----BEGIN" in ca else Path(ca).expanduser().read_text()
 
 
 def api_field() -> Any:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import atexit
 import re
-import ssl
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from prefect_azure.credentials import AzureContainerInstanceCredentials
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from typing_extensions import override
 
-from prefect_gpu.blocks.api import ApiAccess, api_field
+from prefect_gpu.blocks.api import ApiAccess, api_field, pem
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
 from prefect_gpu.blocks.network import Network, network_field
 from prefect_gpu.blocks.pages import logo, page
@@ -255,10 +253,7 @@ class AzureCredentials(CredentialsBlock):
         """An httpx client of Azure's Resource Manager, logged in for about an hour, for flows of your own."""
         manager = CLOUDS[self.cloud].manager
         token = self.get_credential().get_token(f"{manager}/.default").token
-        proxy = self.api.proxy.get_secret_value() if self.api.proxy else None
-        verify = ssl.create_default_context(cafile=_file_of(self.api.ca)) if self.api.ca else True
-        headers = {"authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=manager, headers=headers, timeout=30, proxy=proxy, verify=verify)
+        return self.api.client(manager, token)
 
 
 @cache
@@ -266,8 +261,7 @@ def _file_of(ca: str) -> str:
     """A file of certificates for libraries that take no text: the public ones and the company's. It goes with this process."""
     import certifi
 
-    text = ca if "-----BEGIN" in ca else Path(ca).expanduser().read_text()
     with tempfile.NamedTemporaryFile("w", prefix="prefect-gpu-ca-", suffix=".pem", delete=False) as file:
-        file.write(Path(certifi.where()).read_text() + "\n" + text)
+        file.write(Path(certifi.where()).read_text() + "\n" + pem(ca))
     atexit.register(Path(file.name).unlink, missing_ok=True)
     return file.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from typing_extensions import override
@@ -65,8 +64,7 @@ class VerdaCredentials(CredentialsBlock):
     @override
     def get_client(self) -> Any:
         """An httpx client of https://api.verda.com/v1, logged in for about an hour, for flows of your own."""
-        proxy = self.api.proxy.get_secret_value() if self.api.proxy else None
-        client = httpx.Client(base_url="https://api.verda.com/v1", timeout=30, proxy=proxy)
+        client = self.api.client("https://api.verda.com/v1")
         secret = self.client_secret.get_secret_value()
         asked = {"grant_type": "client_credentials", "client_id": self.client_id, "client_secret": secret}
         answer = client.post("/oauth2/token", json=asked).raise_for_status().json()

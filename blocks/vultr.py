@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from typing_extensions import override
@@ -67,6 +66,4 @@ class VultrCredentials(CredentialsBlock):
     @override
     def get_client(self) -> Any:
         """An httpx client of https://api.vultr.com/v2 with these credentials, for flows of your own."""
-        proxy = self.api.proxy.get_secret_value() if self.api.proxy else None
-        headers = {"authorization": f"Bearer {self.api_key.get_secret_value()}"}
-        return httpx.Client(base_url="https://api.vultr.com/v2", headers=headers, timeout=30, proxy=proxy)
+        return self.api.client("https://api.vultr.com/v2", self.api_key)

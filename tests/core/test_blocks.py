@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr
 
 from prefect_gpu.blocks import collection
+from prefect_gpu.blocks.api import ApiAccess
 from prefect_gpu.blocks.realm import GpuRealm
+from prefect_gpu.blocks.vultr import VultrCredentials
 from tests.bench.imports import imported
 
 FOLDER = Path(collection.__file__).parent
@@ -111,3 +115,20 @@ def test_a_realm_shows_its_secret_to_nobody() -> None:
     realm = GpuRealm(realm="ab12", master_secret=SecretStr("ab" * 32))
     assert "abab" not in repr(realm) + str(realm) + realm.model_dump_json()
     assert realm.secret_bytes() == b"\xab" * 32
+
+
+def test_a_client_of_a_block_trusts_the_company_s_ca_beside_the_public_ones_and_goes_by_its_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.fakes.authority import Authority
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(httpx, "Client", lambda **how: given.update(how))
+    ca = Authority(tmp_path).ca
+    for told in (str(ca), ca.read_text()):
+        way = ApiAccess(proxy=SecretStr("http://me:pass-word@proxy.example:3128"), ca=told)
+        VultrCredentials(api_key=SecretStr("key-1"), api=way).get_client()
+        public = len(httpx.create_ssl_context().get_ca_certs())
+        assert len(given["verify"].get_ca_certs()) == public + 1
+        assert given["proxy"] == "http://me:pass-word@proxy.example:3128"
+        assert given["headers"] == {"authorization": "Bearer key-1"}

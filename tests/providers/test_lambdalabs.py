@@ -483,7 +483,7 @@ def test_an_id_that_is_none_is_asked_for_nowhere(cloud: FakeLambda, wrong: str) 
 
 
 def test_the_block_gives_a_client_with_its_key(cloud: FakeLambda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_gpu.blocks.lambdalabs.httpx.Client", partial(httpx.Client, transport=cloud.transport))
+    monkeypatch.setattr("httpx.Client", partial(httpx.Client, transport=cloud.transport))
     assert lambdalabs(cloud).credentials.get_client().get("/instances").json() == {"data": []}
 
 

@@ -545,7 +545,7 @@ def test_an_id_that_is_none_is_asked_for_nowhere(cloud: FakeRunpod, wrong: str) 
 
 
 def test_the_block_gives_a_client_with_its_key(cloud: FakeRunpod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_gpu.blocks.runpod.httpx.Client", partial(httpx.Client, transport=cloud.transport))
+    monkeypatch.setattr("httpx.Client", partial(httpx.Client, transport=cloud.transport))
     assert runpod(cloud).credentials.get_client().get("/pods").json() == {"pods": []}
 
 

@@ -427,7 +427,7 @@ def test_an_id_that_is_none_is_asked_for_nowhere(cloud: FakeTensordock, wrong: s
 
 
 def test_the_block_gives_a_client_with_its_token(cloud: FakeTensordock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_gpu.blocks.tensordock.httpx.Client", partial(httpx.Client, transport=cloud.transport))
+    monkeypatch.setattr("httpx.Client", partial(httpx.Client, transport=cloud.transport))
     assert tensordock(cloud).credentials.get_client().get("/instances").json() == {"data": {"instances": []}}
 
 

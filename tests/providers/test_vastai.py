@@ -417,7 +417,7 @@ def test_the_account_is_its_user_and_tells_nothing_of_the_key(cloud: FakeVastai)
 
 
 def test_the_block_gives_a_client_with_its_key(cloud: FakeVastai, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_gpu.blocks.vastai.httpx.Client", partial(httpx.Client, transport=cloud.transport))
+    monkeypatch.setattr("httpx.Client", partial(httpx.Client, transport=cloud.transport))
     assert vastai(cloud).credentials.get_client().get("/v0/users/current/").json()["balance"] == 100.0
 
 

@@ -192,7 +192,7 @@ def test_the_vendor_s_own_sdk_takes_the_fake_for_verda(cloud: FakeVerda, monkeyp
 
 
 def test_the_block_gives_a_client_that_is_logged_in(cloud: FakeVerda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_gpu.blocks.verda.httpx.Client", partial(httpx.Client, transport=cloud.transport))
+    monkeypatch.setattr("httpx.Client", partial(httpx.Client, transport=cloud.transport))
     assert verda(cloud).credentials.get_client().get("/balance").json()["currency"] == "usd"
 
 

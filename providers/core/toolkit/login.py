@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from prefect_gpu.blocks.api import pem
 from prefect_gpu.providers.core.errors import AuthFailed, InvalidRequest
 
 RENEW_BEFORE_S = 60.0  # the end of credentials that say how long they are good
@@ -65,8 +66,7 @@ def tls(ca: str | None = None, *, certificate: str | None = None, key: str | Non
     what = "the CA"
     try:
         if ca:
-            text = ca if "-----BEGIN" in ca else Path(ca).expanduser().read_text()
-            context.load_verify_locations(cadata=text)
+            context.load_verify_locations(cadata=pem(ca))
         if certificate:
             what = f"the client certificate {certificate}"
             context.load_cert_chain(Path(certificate).expanduser(), Path(key).expanduser() if key else None)
