@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from prefect_gpu.providers.core.errors import NotReady
@@ -20,7 +21,7 @@ class TooMuch(EOFError):
     """The other side sends more than it may. (paramiko's thread dies of an OSError with one argument.)"""
 
 
-class Link:
+class Link(ABC):
     """How much was heard, and when."""
 
     def __init__(self) -> None:
@@ -35,11 +36,13 @@ class Link:
             raise TooMuch(f"it sent more than {_LOGIN_BYTES // 2**20} MB before the login")
         return data
 
+    @abstractmethod
     def recv(self, size: int) -> bytes:
-        raise NotImplementedError
+        """As a socket's."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """As a socket's."""
 
 
 class SocketLink(Link):
