@@ -41,6 +41,9 @@ GRACE_S: Final = 5  # between TERM and KILL
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", re.ASCII)
 _BY_SIGNAL = 128  # exit codes from here on: whoever was killed may have done its work before
+_KILLED_STARTS = (
+    3  # so often one that was killed is sent again: a machine that is taken away ends its processes before its links
+)
 
 
 class Wrap(NamedTuple):
@@ -121,9 +124,10 @@ class Machine(Reach):
             notice_signal=job.notice_signal,
         )
         may_run = False  # an answer was lost: what comes after it proves nothing
+        killed = 0
 
         def send(link: Connection) -> bool:
-            nonlocal may_run
+            nonlocal may_run, killed
             try:
                 done = execute_on(link, program, b"", 30.0, should_stop)
             except (Transient, WritesWithoutEnd):
@@ -132,15 +136,16 @@ class Machine(Reach):
             answer = done.stdout.decode(errors="replace").strip()
             if done.exit_code == 0 and answer in {"started", "attached"}:
                 return answer == "started" or may_run
-            may_run = may_run or done.exit_code >= _BY_SIGNAL
+            if done.exit_code >= _BY_SIGNAL:
+                may_run, killed = True, killed + 1
+                if killed <= _KILLED_STARTS:
+                    raise LinkLost(f"what starts the job was killed: {done.problem}")
             raise InstanceFailed(f"the machine cannot start a job: {done.problem}")
 
         try:
             return self.persist(send, should_stop, reach.LOST_AFTER_S, steady_s=math.inf)
-        except HostKeyMismatch:
-            raise
         except ProviderError as error:
-            if may_run:
+            if may_run and not isinstance(error, HostKeyMismatch):
                 raise LinkLost(f"the job may have been started, and then: {error.message}") from error
             if isinstance(error, LinkLost):
                 raise InstanceFailed(f"the job was not started: {error.message}") from error
@@ -208,11 +213,10 @@ class Machine(Reach):
     ) -> JobResult | None:
         """Start the job or attach to it, and follow it to its end: its whole output to `log_path`, each chunk to `on_output` too.
 
-        `on_start` is told whether this call started it. `log_path` is continued where an earlier call left off; `on_output` gets what comes from byte `output_from` on, in another
-        thread, and should not block. `should_stop` is asked ten times a second: "cancelled" ends the job; anything else leaves it
-        running and returns None, and another process attaches later. A machine out of reach for `lost_after_s`, or that lost
-        the job, is the outcome "lost". What is raised says that the job was not started, so it may be tried elsewhere; whatever
-        happens later is `trouble` of the result.
+        `on_start` is told whether this call started it. `log_path` is continued where an earlier call left off; `on_output` gets what
+        comes from byte `output_from` on, in another thread, and should not block. `should_stop` is asked ten times a second:
+        "cancelled" ends the job; anything else leaves it running and returns None. A machine out of reach for `lost_after_s`, or that
+        lost the job, is the outcome "lost". What is raised says that the job was not started; what happens later is `trouble`.
         """
         began = utc_now()
         is_started = False

@@ -121,7 +121,7 @@ def run_on(
             raise Stopped(should_stop() or "stopped")
         result = _lost(began, path, watch.gone, is_gone=True)
     keeper.keep_last(result)
-    result = _taken_back(result, keeper.notice).model_copy(update={"log_cut_at": log.cut_at})
+    result = _taken_back(result, keeper.notice, gone).model_copy(update={"log_cut_at": log.cut_at})
     if result.outcome == "lost" or not job.outputs or course.is_retried(result):
         return result
     found = _bring_back(machine, spec, job, folder, watch, should_stop)
@@ -129,10 +129,13 @@ def run_on(
     return result.model_copy(update={"outputs": found.outputs, "trouble": trouble})
 
 
-def _taken_back(result: JobResult, notice: str | None) -> JobResult:
-    """The result, as that of a job whose machine is gone where it was restarted, or its provider gave notice and the job left with an error."""
-    if result.outcome == "lost" and result.trouble == RESTARTED:
-        return result.model_copy(update={"is_gone": True})
+def _taken_back(result: JobResult, notice: str | None, gone: Callable[[], str | None]) -> JobResult:
+    """The result, as that of a job whose machine is gone: its provider says so, it was restarted, or notice was given and the job left with an error."""
+    if result.outcome == "lost" and not result.is_gone:
+        if result.trouble == RESTARTED:
+            return result.model_copy(update={"is_gone": True})
+        if why := gone():  # a machine that goes down ends its processes first, and answers to its last
+            return result.model_copy(update={"is_gone": True, "trouble": f"{why} ({result.trouble})"})
     if notice is None or result.outcome != "exited" or not result.exit_code:
         return result
     said = f"its provider took the machine back ({notice}), and the job ended with exit code {result.exit_code}"

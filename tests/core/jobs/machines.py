@@ -94,8 +94,10 @@ class Answering:
 
     def __init__(self, exit_code: int | None) -> None:
         self._exit_code = exit_code
+        self.opened = 0
 
     def open(self, command: str) -> Answering:
+        self.opened += 1
         return self
 
     def sendall(self, data: bytes) -> None: ...

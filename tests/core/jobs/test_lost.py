@@ -19,7 +19,8 @@ from prefect_gpu.providers.core.errors import (
 )
 from prefect_gpu.providers.core.machine import reach
 from prefect_gpu.providers.core.machine.jobs import Machine
-from prefect_gpu.providers.core.renting.running import Watch
+from prefect_gpu.providers.core.renting.running import Watch, run_on
+from prefect_gpu.providers.core.requests import Job
 from tests.core.jobs.machines import Answering, Falling, job, run
 from tests.fakes.sshd import Server
 
@@ -115,6 +116,44 @@ def test_a_start_whose_answer_was_lost_is_no_error_and_a_refused_one_is(
     result = run(machine, job("true"), tmp_path / "log")
     assert result.outcome == "lost"
     assert "may have been started" in result.trouble
+
+
+def test_a_start_that_was_killed_is_sent_again_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that goes down kills what starts the job before it ends its links."""
+    monkeypatch.setattr(reach, "_FIRST_PAUSE_S", 0.01)
+    opened: list[Answering] = []
+
+    def connect() -> Answering:
+        opened.append(Answering(143))
+        return opened[-1]
+
+    machine = Machine(connect, root=str(tmp_path))
+    monkeypatch.setattr(machine, "cancel", lambda *_, **__: None)
+    result = run(machine, job("true"), tmp_path / "log")
+    assert result.outcome == "lost"
+    assert result.trouble.startswith(
+        "the job may have been started, and then: the machine cannot start a job: exit 143"
+    )
+    assert sum(one.opened for one in opened) == 1 + 3
+
+
+def test_of_a_machine_that_still_answers_while_it_goes_down_the_provider_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lost with it may begin anew elsewhere; what its job lost on a machine that stays may not."""
+    monkeypatch.setattr(reach, "_FIRST_PAUSE_S", 0.01)
+    for words, trouble in (
+        (None, "the job may have been started"),
+        ("taken back at 12:00", "taken back at 12:00 (the job"),
+    ):
+        machine = Machine(lambda: Answering(143), root=str(tmp_path))
+        monkeypatch.setattr(machine, "cancel", lambda *_, **__: None)
+        monkeypatch.setattr(Machine, "is_reached", True)  # so the silence of its link is no sign
+        result = run_on(machine, job("true"), Job(), tmp_path, lambda words=words: words)
+        assert (result.outcome, result.is_gone) == ("lost", words is not None)
+        assert result.trouble.startswith(trouble)
 
 
 @pytest.mark.parametrize("error", [NotFound("no such pod"), AuthFailed("401")])
