@@ -32,7 +32,7 @@ def gone_within(left: Left, seconds: float, since: float) -> None:
 
 def start_long_job(stack: Stack, provision: UUID, asked: Asked, left: Left) -> UUID:
     run_id = stack.run(provision, command="echo started; sleep 300", **asked)
-    stack.wait_for_log(run_id, "started")
+    stack.wait_for_line(run_id, "started")
     assert left() != []
     return run_id
 

@@ -187,6 +187,10 @@ class Stack:
             lambda: any(text in line for line in self.logs(run_id)), within_s, f"{text!r} in the log", self._tail
         )
 
+    def wait_for_line(self, run_id: UUID, line: str, within_s: float = 240) -> None:
+        """A line that the job wrote: its command, which the log tells too, may have the same words."""
+        wait_until(lambda: line in self.logs(run_id), within_s, f"the line {line!r} in the log", self._tail)
+
     def flow_process(self, run_id: UUID) -> int:
         """The pid of the process that runs the flow: the one with the run's id in its environment."""
         found: list[int] = []

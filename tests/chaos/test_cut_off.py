@@ -87,7 +87,7 @@ def test_who_is_cut_off_loses_its_run_to_another_host_which_goes_on_with_machine
         ground.begin_worker("one", first.inside, "zygote-one")
         command = f"for i in $(seq {LINES}); do echo line $i; sleep 0.5; done"
         run_id = ground.run(ground.deployments["provision/default"], command=command, providers=["verda"])
-        ground.wait_for_log(run_id, "line 3")
+        ground.wait_for_line(run_id, "line 3")
         mine = [order.id for order in alive(ground, run_id)]
         first.plug("down")
         ground.begin_worker("two", second.inside, "zygote-two")

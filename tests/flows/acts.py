@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -139,8 +140,12 @@ class Stage(Ground):
         return next((_seconds(row["timestamp"]) for row in rows if text in row["message"]), None)
 
     def story(self, run_id: UUID) -> list[str]:
-        """The names of its states in their order, without the one that a worker sets on the way to its process."""
-        return [row["name"] for row in self._states(run_id) if row["name"] != "Submitting"]
+        """The names of its states in their order, without the one that a worker sets on the way to its process.
+
+        Automation and `reap` may both schedule a crashed run, each before it sees the other: that is one step.
+        """
+        names = [row["name"] for row in self._states(run_id) if row["name"] != "Submitting"]
+        return [name for before, name in pairwise(["", *names]) if name != before]
 
     def entered(self, run_id: UUID, name: str) -> float:
         """When it was last in this state, in seconds since the epoch."""

@@ -45,7 +45,7 @@ def gone_within(stack: Stack, seconds: float, since: float) -> None:
 
 def start_long_job(stack: Stack, deployment: UUID, command: str = "echo started; sleep 300", **more: object) -> UUID:
     run_id = stack.run(deployment, command=command, providers=["local"], **more)
-    stack.wait_for_log(run_id, "started")
+    stack.wait_for_line(run_id, "started")
     assert len(instances(stack)) == 1
     return run_id
 
@@ -98,7 +98,7 @@ def test_after_a_cancel_during_the_job_it_is_gone_within_15_s_with_all_that_the_
         command=[sys.executable, "-c", f"{daemon}\nprint('started',flush=True)\nimport time\ntime.sleep(300)"],
         providers=["local"],
     )
-    stack.wait_for_log(run_id, "started")
+    stack.wait_for_line(run_id, "started")
     wait_until(lambda: mark.exists() and mark.read_text() != "", 10, "the double-forked child")
     cancel_from_the_cli(stack, run_id)
     since = time.monotonic()

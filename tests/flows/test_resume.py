@@ -63,7 +63,7 @@ def test_after_kill_9_the_run_goes_on_with_its_machine_and_job_and_no_line_is_lo
         f"{COUNTING.format(word='line')}; while [ ! -e {gate} ]; do sleep 0.2; done; {COUNTING.format(word='more')}"
     )
     run_id = stack.run(provision, command=command, providers=["local"])
-    stack.wait_for_log(run_id, "line 5")
+    stack.wait_for_line(run_id, "line 5")
     mine = names(stack)
     os.kill(stack.flow_process(run_id), signal.SIGKILL)
     stack.wait_for_log(run_id, "going on with what an earlier execution of this run has")

@@ -66,7 +66,7 @@ def test_five_jobs_end_well_after_their_worker_was_killed(
     )
     runs = [stack.run(deployment, command=command, providers=["local"]) for _ in range(JOBS)]
     for run in runs:
-        stack.wait_for_log(run, "line 1", within_s=300)
+        stack.wait_for_line(run, "line 1", within_s=300)
     worker.kill()
     worker.wait(60)
     time.sleep(1)

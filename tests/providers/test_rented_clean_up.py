@@ -188,7 +188,7 @@ class TestRented(CleanUp):
         gate, before = tmp_path / "gate", at.cloud.creates
         command = f"echo started; while [ ! -e {gate} ]; do sleep 0.2; done; echo ends well"
         run_id = stack.run(at.deployment, command=command, **asked)
-        stack.wait_for_log(run_id, "started")
+        stack.wait_for_line(run_id, "started")
         (mine,) = left()
         os.kill(stack.flow_process(run_id), signal.SIGKILL)
         stack.wait_for_state(run_id, "Crashed")
