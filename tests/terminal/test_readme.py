@@ -26,10 +26,17 @@ def lines_of(provider: str) -> int:
     return sum(len(path.read_text().splitlines()) for path in files)
 
 
+def slack(lines: int) -> float:
+    """The table says "about": whoever moves a line need not touch it."""
+    return max(15, lines / 20)
+
+
 def test_its_table_has_every_provider_with_the_lines_that_it_takes() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", README, re.MULTILINE))
     counted = {name.value: lines_of(name.value) for name in ProviderName}
-    assert {name: int(lines) for name, lines in rows.items()} == counted
+    assert rows.keys() == counted.keys()
+    told = {name: (int(rows[name]), lines) for name, lines in counted.items()}
+    assert {name: pair for name, pair in told.items() if abs(pair[0] - pair[1]) > slack(pair[1])} == {}
 
 
 def test_every_command_that_it_names_is_in_the_makefile() -> None:
