@@ -15,8 +15,9 @@ from typing import Final
 from prefect_gpu.providers.core.aside import never
 from prefect_gpu.providers.core.errors import AuthFailed, InstanceFailed, InvalidRequest, LinkLost
 from prefect_gpu.providers.core.machine import scripts
-from prefect_gpu.providers.core.machine.jobs import DEFAULT_ROOT, Machine, Wrap, checked_id
+from prefect_gpu.providers.core.machine.jobs import DEFAULT_ROOT, Machine, checked_id
 from prefect_gpu.providers.core.machine.shell import plain
+from prefect_gpu.providers.core.machine.wrap import Wrap
 from prefect_gpu.providers.core.models import JobSpec
 
 MOUNT: Final = "/job"  # where a container sees the job's directory

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Final, NamedTuple
-
-from pydantic import SecretStr
+from typing import Final
 
 from prefect_gpu.providers.core.aside import Stopped, never
 from prefect_gpu.providers.core.contract import Connection
@@ -33,8 +31,8 @@ from prefect_gpu.providers.core.machine.job_end import Ended, ended
 from prefect_gpu.providers.core.machine.kept_log import KeptLog
 from prefect_gpu.providers.core.machine.reach import LOST_AFTER_S, Reach, ShouldStop, execute_on
 from prefect_gpu.providers.core.machine.shell import WritesWithoutEnd
+from prefect_gpu.providers.core.machine.wrap import Wrap, environment
 from prefect_gpu.providers.core.models import JobResult, JobSpec, utc_now
-from prefect_gpu.providers.core.requests import MAX_WORD_BYTES, words_problem
 
 DEFAULT_ROOT: Final = "~/.prefect-gpu"
 GRACE_S: Final = 5  # between TERM and KILL
@@ -44,20 +42,6 @@ _BY_SIGNAL = 128  # exit codes from here on: whoever was killed may have done it
 _KILLED_STARTS = (
     3  # so often one that was killed is sent again: a machine that is taken away ends its processes before its links
 )
-
-
-class Wrap(NamedTuple):
-    """How a job runs inside something else (a container): two POSIX sh scripts and what they need to know.
-
-    `run` is executed in the place of the job, in the job's working directory, with the job's argv as "$@" and its environment
-    set; its exit code is the job's. `clean_up` runs after the job, however it ended, and must bear being run twice. Variables of
-    the job that are `withheld` are not set: the machine itself would run by them, and `run` hands them on otherwise.
-    """
-
-    run: str
-    clean_up: str = ""
-    variables: dict[str, SecretStr] = {}  # noqa: RUF012 - never changed; into the environment of `run`, beside the job's own
-    withheld: frozenset[str] = frozenset()
 
 
 class Machine(Reach):
@@ -114,7 +98,7 @@ class Machine(Reach):
             self.root,
             checked_id(job.id),
             job.command,
-            exports=_variables(job, wrap),
+            exports=environment(job, wrap),
             limit_s=limit_s,
             grace_s=self._grace_s,
             clock=time.time(),
@@ -285,18 +269,3 @@ def checked_id(job_id: str) -> str:
     if _JOB_ID.fullmatch(job_id) is None:
         raise InvalidRequest(f"{job_id!r} cannot name a job: use letters, digits, dots, dashes and underscores")
     return job_id
-
-
-def _variables(job: JobSpec, wrap: Wrap | None) -> dict[str, str]:
-    withheld = wrap.withheld if wrap else frozenset[str]()
-    variables = {name: value for name, value in job.env.items() if name not in withheld}
-    for secrets in (job.secrets, wrap.variables if wrap else {}):
-        variables.update((name, value.get_secret_value()) for name, value in secrets.items())
-    for name, value in variables.items():
-        if not (name.isascii() and name.isidentifier()) or "\0" in value:
-            raise InvalidRequest(f"{name!r} cannot be an environment variable: use letters, digits and _, and no NUL")
-        if len(name) + len(value.encode()) + 1 > MAX_WORD_BYTES:
-            raise InvalidRequest(f"the environment variable {name} is longer than 128 KB: upload a file instead")
-    if problem := words_problem(job.command, variables):
-        raise InvalidRequest(problem)
-    return variables

@@ -14,7 +14,8 @@ from prefect_gpu.providers.core.contract import Connection, Provider
 from prefect_gpu.providers.core.errors import HostKeyMismatch, InstanceFailed, NotFound, NotReady
 from prefect_gpu.providers.core.machine import docker, keys
 from prefect_gpu.providers.core.machine.job_end import RESTARTED
-from prefect_gpu.providers.core.machine.jobs import Machine, Wrap
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.machine.wrap import Wrap
 from prefect_gpu.providers.core.models import Instance, JobSpec, Listing, SshEndpoint, SshJump
 from prefect_gpu.providers.core.renting import accounts
 from prefect_gpu.providers.core.renting.limits import Limits

@@ -19,7 +19,8 @@ from prefect_gpu.providers.core.errors import (
     InstanceFailed,
 )
 from prefect_gpu.providers.core.machine import job_end
-from prefect_gpu.providers.core.machine.jobs import Machine, Wrap
+from prefect_gpu.providers.core.machine.jobs import Machine
+from prefect_gpu.providers.core.machine.wrap import Wrap
 from prefect_gpu.providers.core.models import utc_now
 from tests.core.jobs.machines import STRAYS, TOOLS, WithPath, alive, job, run
 from tests.fakes.sshd import Server
