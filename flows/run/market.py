@@ -54,11 +54,21 @@ def written_billing_of(provider: str) -> Billing:
         package = resources.files("prefect_gpu.providers")
         driver = package / name / "driver.py"
         source = driver if driver.is_file() else package / f"{name}.py"
+        # Among what stands in plain values, so not inside a function: walking through all of it takes longer than all else here.
+        values = [
+            part
+            for statement in ast.parse(source.read_text()).body
+            for part in (statement.body if isinstance(statement, ast.ClassDef) else [statement])
+            if isinstance(part, ast.Assign | ast.AnnAssign)
+        ]
         calls = [
             node
-            for node in ast.walk(ast.parse(source.read_text()))
+            for value in values
+            for node in ast.walk(value)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Billing"
         ]
+        if not calls:
+            return Billing()
         (said,) = (
             {one.arg or "": ast.literal_eval(one.value) for one in call.keywords} for call in calls if not call.args
         )
