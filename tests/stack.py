@@ -189,7 +189,12 @@ class Stack:
 
     def wait_for_line(self, run_id: UUID, line: str, within_s: float = 240) -> None:
         """A line that the job wrote: its command, which the log tells too, may have the same words."""
-        wait_until(lambda: line in self.logs(run_id), within_s, f"the line {line!r} in the log", self._tail)
+        wait_until(
+            lambda: any(line in message.splitlines() for message in self.logs(run_id)),
+            within_s,
+            f"the line {line!r} in the log",
+            self._tail,
+        )
 
     def flow_process(self, run_id: UUID) -> int:
         """The pid of the process that runs the flow: the one with the run's id in its environment."""
