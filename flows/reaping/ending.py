@@ -11,8 +11,9 @@ from uuid import UUID
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.reaping.found import Found, at_once
 from prefect_gpu.flows.run import ledger
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import settled
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.renting.give_back import Absence

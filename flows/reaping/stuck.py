@@ -15,8 +15,9 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.states import Crashed, Failed, Scheduled
 
 from prefect_gpu.flows.run import resuming
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import read_run
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.lease import Lease
 
 FLOWS: Final = ("provision", "plan", "reap", "refresh-catalog")

@@ -13,8 +13,9 @@ from prefect_gpu import providers as registry
 from prefect_gpu.flows.reaping.found import by_name
 from prefect_gpu.flows.reaping.memory import Memory
 from prefect_gpu.flows.run import ledger
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import is_over, read_run, settled
-from prefect_gpu.flows.run.record import PAGE, Attempt, Record
+from prefect_gpu.flows.run.record import PAGE, Record
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Listing

@@ -13,8 +13,9 @@ from prefect.logging import get_run_logger
 
 from prefect_gpu.flows.reaping.found import Found, by_name, named
 from prefect_gpu.flows.run import ledger, resuming
+from prefect_gpu.flows.run.attempt import CURRENT, ORDERED
 from prefect_gpu.flows.run.giving_back import FINAL, read_runs
-from prefect_gpu.flows.run.record import CURRENT, ORDERED, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Instance, Listing
 

@@ -16,8 +16,9 @@ from prefect_gpu import providers as registry
 from prefect_gpu.blocks.budget import AccountBudget
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import ledger
+from prefect_gpu.flows.run.attempt import ORDERED, Attempt
 from prefect_gpu.flows.run.ledger import Line
-from prefect_gpu.flows.run.record import ORDERED, Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import OverBudget
 from prefect_gpu.providers.core.models import utc_now
 

@@ -9,7 +9,7 @@ from prefect.context import SyncClientContext
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import resuming
-from prefect_gpu.flows.run.record import CURRENT, ORDERED, Attempt
+from prefect_gpu.flows.run.attempt import CURRENT, ORDERED, Attempt
 from prefect_gpu.flows.run.request import Refused
 from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
 from prefect_gpu.providers.core.lease import Lease

@@ -15,9 +15,10 @@ from typing import Any, Final
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import ledger
+from prefect_gpu.flows.run.attempt import Attempt, new_attempt
 from prefect_gpu.flows.run.giving_back import tell
 from prefect_gpu.flows.run.ledger import Money
-from prefect_gpu.flows.run.record import Attempt, Record, new_attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.contract import Capabilities
 from prefect_gpu.providers.core.errors import OverBudget
 from prefect_gpu.providers.core.models import Offer, utc_now

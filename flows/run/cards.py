@@ -10,8 +10,8 @@ from uuid import UUID
 
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.report.artifacts import Card, newest, publish
+from prefect_gpu.flows.run.attempt import GONE, OWED, Attempt
 from prefect_gpu.flows.run.offers import Ranked
-from prefect_gpu.flows.run.record import GONE, OWED, Attempt
 from prefect_gpu.flows.run.story import host, no_answer, priced, strangers
 from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.catalog import explain

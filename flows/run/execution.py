@@ -14,12 +14,13 @@ from prefect.exceptions import Abort, TerminationSignal
 
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import adopting, run_log, story
+from prefect_gpu.flows.run.attempt import GONE, OWED, Attempt
 from prefect_gpu.flows.run.budget import Budget
 from prefect_gpu.flows.run.giving_back import end, settled, tell
 from prefect_gpu.flows.run.limits import Limits
 from prefect_gpu.flows.run.offers import Ranked
 from prefect_gpu.flows.run.ownership import Ownership, Standing
-from prefect_gpu.flows.run.record import GONE, OWED, Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers import ProviderName
 from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.errors import ProviderError
@@ -57,6 +58,7 @@ class Run:
     failed: list[tuple[Offer, ProviderError]] = field(default_factory=list[tuple[Offer, ProviderError]])
     told: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
     reap_overdue: Aside[str] | None = None
+    renaming: Aside[None] | None = None  # of the run, after what it rents
     waited: str = ""  # how long for a machine, and why no longer
     interruptions: int = 0
     adopts: Attempt | None = None  # the line of an earlier execution that this one is about to go on with
@@ -120,10 +122,10 @@ class Run:
             raise Abort(f"the run is {self.ownership.why}")
 
     def accepted(self, instance: Instance) -> None:
-        """The order was accepted: on the record, and an event."""
+        """The order was accepted: on the record, while its machine boots already, and an event."""
         attempt = self.record.accepted(self.record.attempts[-1], instance)
         self.answered.add(attempt.name)
-        self.write_record()
+        self.record.write_aside()
         self._tell(
             "instance.created",
             name=attempt.name,
@@ -204,6 +206,11 @@ class Run:
             self.record.write()
         except Exception as trouble:  # noqa: BLE001 - whatever Prefect's API says, the instance comes first
             self.log.warning("the record of attempts could not be written: %s", type(trouble).__name__)
+
+    def record_is_written(self) -> None:
+        """Wait until what is known so far is on the record; it was begun when it became known."""
+        if not self.record.is_written:
+            self.write_record()
 
     def clean_up(self) -> None:
         """The `finally` of the flow: nothing that was bought stays, unless the run is another process's now.

@@ -18,7 +18,8 @@ from prefect.context import SyncClientContext
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import last_reap
 from prefect_gpu.flows.report.artifacts import newest, noted
-from prefect_gpu.flows.run.record import PAGE, Attempt, Record, join, newest_first, told_by_all
+from prefect_gpu.flows.run.attempt import Attempt, join
+from prefect_gpu.flows.run.record import PAGE, Record, newest_first, told_by_all
 from prefect_gpu.providers.core.contract import Billing, Capabilities
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.models import Model, utc_now

@@ -25,7 +25,8 @@ from typing_extensions import override
 
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import account_budget, ledger
-from prefect_gpu.flows.run.record import ORDERED, PAGE, Attempt, Record
+from prefect_gpu.flows.run.attempt import ORDERED, Attempt
+from prefect_gpu.flows.run.record import PAGE, Record
 from prefect_gpu.providers.core.errors import QuotaExceeded
 from prefect_gpu.providers.core.models import Offer, utc_now
 

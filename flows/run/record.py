@@ -8,21 +8,21 @@ version of the artifact `attempts-<run id>` counts, with the lines that only an 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
 from prefect.context import SyncClientContext
-from pydantic import ConfigDict
 
 from prefect_gpu.flows.report.artifacts import noted, publish
-from prefect_gpu.providers.core.models import Instance, JobResult, Model, Offer, utc_now
+from prefect_gpu.flows.run.attempt import CURRENT, Attempt, is_news, join
+from prefect_gpu.providers.core.aside import Aside
+from prefect_gpu.providers.core.models import Instance, JobResult, Offer
 
-ORDERED: Final = "ordered"  # sent, or about to be: the answer is open
-CURRENT: Final = "current"  # the instance that the run uses
-GONE: Final = "gone"  # its absence was observed
 HIDDEN: Final = "result"  # of the kind that both UIs leave out: a person reads the three cards
 PAGE: Final = 200  # the most that the API gives at once
 _RESULT: Final = (
@@ -30,43 +30,6 @@ _RESULT: Final = (
 )
 _NAMES: Final = 20_000  # characters of the names of its files that are kept there; all are in result storage
 _OFFER: Final = "offer"  # in the artifact's metadata: what the last line ordered, for who settles that line
-OWED: Final = "owed"  # a give-back that was not observed yet, or an order never answered
-
-
-class Attempt(Model):
-    """One order under one name and what came of it. `outcome` is one of the constants above or an error's two words."""
-
-    model_config = ConfigDict(extra="ignore")  # a worker of a newer version may have written more
-
-    attempt: int
-    name: str
-    provider: str
-    account: str
-    account_id: str
-    scope: str
-    machine: str
-    gpu: str
-    spot: bool
-    price: float  # USD per hour
-    ordered_at: datetime
-    outcome: str = ORDERED
-    why: str = ""  # the provider's words, where it failed
-    instance_id: str | None = None
-    promised: float | None = None  # USD that it counts with in its account's budget, until it has cost as much
-    tries: int = 1  # of the job there: the last that was begun
-    began_at: datetime | None = None  # from when on the job may have been started there
-    running_at: datetime | None = None  # when its provider first said that it runs
-    asked_at: datetime | None = None  # when its end was first asked for
-    gone_at: datetime | None = None
-    traffic: float | None = None  # USD for bytes, as its provider had booked them when it was gone
-    machines: int = 1  # that were seen under its name: an order may have bought two
-    cost: float | None = None  # USD at most: from the order to observed absence, rounded up as the provider bills
-    estimate: float | None = None  # USD probably: from when the provider begins to bill until it was asked to end it
-
-    @property
-    def may_cost(self) -> bool:
-        """Whether something under this name may still cost money."""
-        return self.gone_at is None
 
 
 class Record:
@@ -83,7 +46,9 @@ class Record:
         self.run_id = run_id
         self.attempts = attempts or []
         self.own = self.attempts if own is None else own  # as the flow's latest execution wrote them last
-        self.is_written = True
+        self._is_written = True
+        self._is_changed = False  # since `write_aside`
+        self._writing: Aside[UUID] | None = None
         self.written_at = written_at  # by the flow
         self.offer: Offer | None = None  # what the last line ordered
         self.result: JobResult | None = None  # how the job ended on it
@@ -149,34 +114,64 @@ class Record:
         """The line with these changes, in place; not yet written."""
         changed = attempt.model_copy(update=changes)
         self.attempts[self.attempts.index(attempt)] = changed
-        self.is_written = False
+        self._is_written, self._is_changed = False, True
         return changed
 
     def put(self, line: Attempt) -> None:
         """The line in place of the one of its name; not yet written."""
         self.attempts = [line if one.name == line.name else one for one in self.attempts]
-        self.is_written = False
+        self._is_written, self._is_changed = False, True
 
     def accepted(self, attempt: Attempt, instance: Instance) -> Attempt:
         """The order was accepted: its instance is the run's current one."""
         return self.note(attempt, outcome=CURRENT, instance_id=instance.id)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether it is written as it stands; once what `write_aside` began is through."""
+        self._wait()
+        return self._is_written
+
     def write(self) -> None:
         """Write the record as it stands, by its flow alone: one call, about 10 ms."""
+        self._wait()
+        self._artifact_id = self._written()()
+        self.own, self._is_written = self.attempts, True
+
+    def write_aside(self) -> None:
+        """Begin to write it as it stands now; `is_written` tells what came of that."""
+        self._wait()
+        self._is_changed = False
+        self._writing = Aside(partial(copy_context().run, self._written()))
+
+    def _wait(self) -> None:
+        if self._writing is None:
+            return
+        with suppress(Exception):  # whatever Prefect's API says: it is written with the next fact
+            self._artifact_id = self._writing.result()
+            self.own, self._is_written = self.attempts, not self._is_changed
+        self._writing = None
+
+    def _written(self) -> Callable[[], UUID]:
+        """The call that writes it as it stands now."""
         what = "Every order of this run, in order: where, what it cost, what came of it."
-        data = _rows(self.attempts)
         metadata = {} if self.offer is None else {_OFFER: self.offer.model_dump_json()}
         if self.result is not None:
             metadata[_RESULT] = _short(self.result).model_dump_json()
-        self._artifact_id = publish(
-            _key(self.run_id), HIDDEN, data, self.run_id, what, over=self._artifact_id, metadata=metadata
+        return partial(
+            publish,
+            _key(self.run_id),
+            HIDDEN,
+            _rows(self.attempts),
+            self.run_id,
+            what,
+            over=self._artifact_id,
+            metadata=metadata,
         )
-        self.own = self.attempts
-        self.is_written = True
 
     def settle(self, *lines: Attempt) -> None:
         """Write what was seen of these lines from outside of the flow; nothing where all of it is known already."""
-        news = [line for line in lines if (known := self.line(line.name)) is None or _is_news(line, known)]
+        news = [line for line in lines if (known := self.line(line.name)) is None or is_news(line, known)]
         if not news:
             return
         what = "What was seen of these orders after their run had ended, or beside it."
@@ -198,23 +193,6 @@ class Record:
         return sum(attempt.estimate or 0.0 for attempt in self.attempts)
 
 
-def new_attempt(number: int, name: str, offer: Offer, account: str, account_id: str) -> Attempt:
-    """The line of an order for this offer under this name."""
-    return Attempt(
-        attempt=number,
-        name=name,
-        provider=offer.provider,
-        account=account,
-        account_id=account_id,
-        scope=offer.scope,
-        machine=offer.instance_type,
-        gpu=offer.gpu,
-        spot=offer.spot,
-        price=offer.price,
-        ordered_at=utc_now(),
-    )
-
-
 def newest_first(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The versions of a flow's record, one of each execution: that of the latest first, whoever of them wrote last.
 
@@ -230,27 +208,6 @@ def told_by_all(newest: list[Attempt], older: Iterable[dict[str, Any]]) -> list[
         known = {line.name for line in lines}
         lines = [*(line for line in _readable(row["data"]) if line.name not in known), *lines]
     return lines
-
-
-def join(own: list[Attempt], settled: list[Attempt]) -> list[Attempt]:
-    """The flow's lines with what others saw: an absence that was seen beats all else, of two the earlier; then the newest word."""
-    return [_joined(line, [one for one in settled if one.name == line.name]) for line in own]
-
-
-def _joined(line: Attempt, told: list[Attempt]) -> Attempt:
-    """One line; what was told of it stands with the newest first."""
-    gone = [one for one in (line, *told) if one.gone_at is not None]
-    if gone:
-        first = min(gone, key=lambda one: one.gone_at or utc_now())
-        return first if first.cost is not None else first.model_copy(update={"cost": line.cost})
-    return told[0] if told and line.outcome in (ORDERED, CURRENT, OWED) else line
-
-
-def _is_news(line: Attempt, known: Attempt) -> bool:
-    """An absence is, and that something is owed; not how much it costs by now."""
-    if known.gone_at is not None:
-        return False
-    return line.gone_at is not None or (line.outcome, line.why) != (known.outcome, known.why)
 
 
 def _rows(attempts: list[Attempt]) -> str:

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import ledger, offers
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.offers import Ranked
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers import account_of
 from prefect_gpu.providers.core.errors import NoCapacity, ProviderError
 from prefect_gpu.providers.core.models import Offer, utc_now

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 from prefect.client.schemas.objects import State
@@ -15,12 +14,12 @@ from prefect.states import Completed
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import adopting, cards, ledger, naming, quotas, request, run_log, story, tries, unfit, unseen
+from prefect_gpu.flows.run.attempt import CURRENT, OWED, Attempt, new_attempt
 from prefect_gpu.flows.run.beginning import begin
 from prefect_gpu.flows.run.execution import Run
 from prefect_gpu.flows.run.failure import OVER_BUDGET, failed
 from prefect_gpu.flows.run.limits import checked as checked_limits
 from prefect_gpu.flows.run.offers import ask
-from prefect_gpu.flows.run.record import CURRENT, OWED, Attempt, new_attempt
 from prefect_gpu.flows.run.waiting import worth_an_order
 from prefect_gpu.providers import account_of
 from prefect_gpu.providers.core.aside import Aside, Stopped
@@ -147,9 +146,8 @@ def _ordered(run: Run, offer: Offer, attempt: Attempt, started: float, *, is_aga
     before = {naming.named(one.gpu, one.provider, run.command) for one in run.record.attempts}
     name = naming.named(offer.gpu, offer.provider, run.command)
     context = copy_context()
-    renaming = Aside(lambda: context.run(naming.rename, run.id, name, before))
+    run.renaming = Aside(lambda: context.run(naming.rename, run.id, name, before))
     run.accepted(instance)
-    renaming.result()
     until = f"{lease.name}, lease until {text.clock_time(lease.deadline)}"
     run.say(story.step(3, "create", until, time.monotonic() - started))
     return instance
@@ -255,9 +253,11 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
     cost = ledger.total(run.record.attempts)
     result = result.model_copy(update={"cost": cost.bound, "cost_estimate": cost.estimate})
     message = story.final_message(result, run.record.attempts, run.failed, run.budget.reached)
-    recording = Aside(partial(copy_context().run, run.write_record))
+    run.record.write_aside()
     _publish(run, (cards.FILES, cards.files(run.id, message, result)), *_pages(run, message))
-    recording.result()
+    run.record_is_written()
+    if run.renaming is not None:
+        run.renaming.wait(5.0)
     is_good = result.outcome == "exited" and result.exit_code == 0 and not result.trouble
     name = OVER_BUDGET if result.outcome == "over budget" else "Failed"
     return Completed(message=message, data=result) if is_good else failed(message, result, name)
@@ -265,8 +265,7 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
 
 def not_found(run: Run) -> State[JobResult]:
     """The final state when no offer served: what was missing, and the nearest thing that is there."""
-    if not run.record.is_written:
-        run.write_record()
+    run.record_is_written()
     if run.failed:
         message = story.none_served(run.requirements, run.failed, run.record.attempts) + unseen.ending(run)
     elif said := story.all_passed_over(run.requirements, run.ranked):

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from prefect_gpu.flows.report import text
+from prefect_gpu.flows.run.attempt import OWED, Attempt
 from prefect_gpu.flows.run.offers import Ranked
-from prefect_gpu.flows.run.record import OWED, Attempt
 from prefect_gpu.providers.core.catalog import explain
 from prefect_gpu.providers.core.errors import ProviderError, Unsupported
 from prefect_gpu.providers.core.models import Instance, JobResult, Offer, utc_now

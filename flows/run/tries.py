@@ -56,7 +56,7 @@ def _one_try(
     is_resumed = run.record.attempts[-1].name not in run.answered  # by this process: its job may run already
     if run.record.attempts[-1].began_at is None:
         run.record.note(run.record.attempts[-1], began_at=utc_now())
-        run.write_record()  # before it begins: nobody starts it a second time elsewhere
+        run.record.write_aside()
     result: JobResult | None = None
     try:
         with outputs.kept(run.id, attempt, tries) as folder:
@@ -74,6 +74,7 @@ def _one_try(
                 is_retried=is_retried,
                 is_resumed=is_resumed,
                 still_owns=run.ownership.still_speaks,
+                before_start=run.record_is_written,  # nobody starts it a second time elsewhere
                 store=outputs.checkpoints(run.id) if run.job.checkpoint else None,
             )
             result = _by_budget(run, result, limit_s)

@@ -10,7 +10,8 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import ledger
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.attempt import Attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.terminal import at_work, runs
 from prefect_gpu.flows.terminal.follow import Display
 from prefect_gpu.flows.terminal.messages import waiting

@@ -96,7 +96,8 @@ def _orders(clouds: dict[str, Any]) -> None:
     from prefect_gpu import providers as registry
     from prefect_gpu.blocks.realm import GpuRealm
     from prefect_gpu.flows.provision import provision
-    from prefect_gpu.flows.run.record import Attempt, Record, new_attempt
+    from prefect_gpu.flows.run.attempt import Attempt, new_attempt
+    from prefect_gpu.flows.run.record import Record
     from prefect_gpu.providers.core.lease import Lease
     from prefect_gpu.providers.core.models import utc_now
     from prefect_gpu.providers.core.requests import Requirements

@@ -11,9 +11,10 @@ import pytest
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import budget
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.budget import Budget
 from prefect_gpu.flows.run.ledger import cost
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from tests.docs.pages import DOCS
 
 PAGE = (DOCS / "costs.md").read_text()

@@ -18,7 +18,8 @@ from prefect_gpu.blocks.budget import AccountBudget
 from prefect_gpu.blocks.vultr import VultrCredentials
 from prefect_gpu.flows.run import account_budget, cards, ledger
 from prefect_gpu.flows.run.account_budget import must_pay_for
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.attempt import Attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.contract import Billing, Capabilities
 from prefect_gpu.providers.core.errors import OverBudget
 from prefect_gpu.providers.core.models import utc_now

@@ -13,8 +13,9 @@ import pytest
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.run import budget as budgets
 from prefect_gpu.flows.run import cards
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.budget import Budget
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.contract import Billing, Capabilities
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Offer, utc_now

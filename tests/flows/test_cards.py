@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.utilities.names import generate_slug
 
 from prefect_gpu.flows.run import cards, naming
-from prefect_gpu.flows.run.record import CURRENT, GONE, OWED, Attempt
+from prefect_gpu.flows.run.attempt import CURRENT, GONE, OWED, Attempt
 from prefect_gpu.providers.core.gpu.request import parse_gpu
 from prefect_gpu.providers.core.models import JobResult, utc_now
 from prefect_gpu.providers.core.requests import Requirements

@@ -219,7 +219,8 @@ from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import utc_now
 from prefect_gpu.providers.core.requests import Requirements
 from prefect_gpu.providers.local import tasks
-from prefect_gpu.flows.run.record import Record, new_attempt
+from prefect_gpu.flows.run.attempt import new_attempt
+from prefect_gpu.flows.run.record import Record
 for realm in (GpuRealm.current().realm, "zzzz"):
     lease = Lease(realm=realm, run_id=UUID("{uuid4()}"), deadline=utc_now() + timedelta(hours=1), run_count=1, attempt=0)
     driver = tasks.driver()

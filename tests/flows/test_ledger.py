@@ -9,8 +9,9 @@ from uuid import uuid4
 import pytest
 
 from prefect_gpu.flows.run import ledger
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.ledger import Line, Money, by_day, cost
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.contract import Billing
 from prefect_gpu.providers.core.models import utc_now
 from tests.fakes.meter import Meter

@@ -95,7 +95,8 @@ def test_of_20_runs_that_fail_at_once_the_reaps_drain_though_a_host_is_dead_and_
     stack: Stack, client: SyncPrefectClient, dead_host: None
 ) -> None:
     from prefect_gpu.flows.provision import provision
-    from prefect_gpu.flows.run.record import Attempt, Record
+    from prefect_gpu.flows.run.attempt import Attempt
+    from prefect_gpu.flows.run.record import Record
     from prefect_gpu.providers.core.lease import Lease
 
     deployments = {

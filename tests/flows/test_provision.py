@@ -23,9 +23,10 @@ from prefect_gpu import providers as registry
 from prefect_gpu.blocks.realm import GpuRealm
 from prefect_gpu.flows.provision import provision
 from prefect_gpu.flows.run import cards, run_log, steps
+from prefect_gpu.flows.run.attempt import new_attempt
 from prefect_gpu.flows.run.beginning import ran_before
 from prefect_gpu.flows.run.failure import RunFailed
-from prefect_gpu.flows.run.record import Record, new_attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.run.request import Refused, checked_options, checked_providers
 from prefect_gpu.providers import ProviderName
 from prefect_gpu.providers.core.contract import Billing
@@ -507,7 +508,7 @@ def test_a_job_whose_files_cannot_be_brought_back_is_not_run_again(
     def fails(*_: Any, **__: Any) -> Any:
         raise InstanceFailed("the machine does not list the job's files")
 
-    monkeypatch.setattr("prefect_gpu.providers.core.renting.running.download", fails)
+    monkeypatch.setattr("prefect_gpu.providers.core.machine.download.download", fails)
     message = rented.run(job=Job(outputs=("out/",)))
     assert "its files were not brought back: the machine does not list" in message
     assert rented.state.is_failed()
@@ -520,7 +521,7 @@ def test_what_could_not_be_brought_back_is_said_in_the_run_s_log(
 ) -> None:
     brought = Brought(("a",), ("*.pt",), ("pipe",), {}, "find: x: gone", 0, 1)
     said: list[str] = []
-    monkeypatch.setattr("prefect_gpu.providers.core.renting.running.download", lambda *_, **__: brought)
+    monkeypatch.setattr("prefect_gpu.providers.core.machine.download.download", lambda *_, **__: brought)
     monkeypatch.setattr(
         "prefect_gpu.providers.core.renting.plain_log.logger", lambda: SimpleNamespace(warning=said.append, info=print)
     )
@@ -534,7 +535,7 @@ def test_what_could_not_be_brought_back_is_said_in_the_run_s_log(
 def test_a_run_whose_files_were_lost_has_failed_and_says_which(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go with the machine: nobody may take the run for one that ended well."""
     brought = Brought(("caf\udce9",), (), (), {"model.pt": "may not be read"}, "", 0, 1)
-    monkeypatch.setattr("prefect_gpu.providers.core.renting.running.download", lambda *_, **__: brought)
+    monkeypatch.setattr("prefect_gpu.providers.core.machine.download.download", lambda *_, **__: brought)
     message = rented.run(job=Job(outputs=(".",)))
     assert "not brought back: model.pt, which may not be read" in message
     assert rented.state.is_failed()

@@ -13,8 +13,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 from prefect_gpu.flows.run import cards, quotas
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.quotas import NoRoom, Quota, must_have_room
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.models import Offer, utc_now
 from tests.flows.rented import Rented
 

@@ -26,8 +26,9 @@ from prefect_gpu.flows.reaping.verdict import UNKNOWN, Bench, why_end
 from prefect_gpu.flows.report import last_reap
 from prefect_gpu.flows.report.artifacts import newest
 from prefect_gpu.flows.run import giving_back, own_realm
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import end, end_run
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import AuthFailed
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Listing, Unproved, utc_now

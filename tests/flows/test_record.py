@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
 
+from prefect_gpu.flows.report.artifacts import publish
 from prefect_gpu.flows.run import ledger
-from prefect_gpu.flows.run.record import Attempt, Record, join
+from prefect_gpu.flows.run import record as recording
+from prefect_gpu.flows.run.attempt import Attempt, join
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.models import Offer, utc_now
 
 NOW = utc_now()
@@ -62,6 +66,45 @@ class TestOnAServer:
         record.open(line(attempt=0), offer)
         record.write()
         assert Record.read(run_id).offer == offer
+
+    def test_what_is_written_aside_is_written_before_the_next_writes_and_what_changed_meanwhile_is_not_taken_for_written(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate = threading.Event()
+        order: list[str] = []
+
+        def slow(*about: object, **more: object) -> UUID:
+            gate.wait(30)
+            order.append("second" if "i-2" in str(about[2]) else "first")
+            return publish(*about, **more)  # type: ignore[arg-type]
+
+        record = Record(uuid4(), [line()])
+        record.write()
+        monkeypatch.setattr(recording, "publish", slow)
+        record.note(record.attempts[0], instance_id="i-1")
+        record.write_aside()
+        record.note(record.attempts[0], instance_id="i-2")
+        assert order == [], "nobody waits for it"
+        gate.set()
+        assert not record.is_written
+        record.write_aside()
+        assert record.is_written
+        assert order == ["first", "second"]
+        assert [one.instance_id for one in Record.read(record.run_id).attempts] == ["i-2"]
+        assert len(self.versions(f"attempts-{record.run_id}")) == 1
+
+    def test_what_could_not_be_written_aside_is_known_and_written_with_the_next_fact(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        record = Record(uuid4(), [line()])
+        with monkeypatch.context() as away:
+            away.setattr(recording, "publish", lambda *_, **__: 1 / 0)
+            record.note(record.attempts[0], instance_id="i-3")
+            record.write_aside()
+            assert not record.is_written
+        record.write()
+        assert record.is_written
+        assert [one.instance_id for one in Record.read(record.run_id).attempts] == ["i-3"]
 
     def two(self) -> tuple[UUID, Record, Record]:
         run_id = uuid4()

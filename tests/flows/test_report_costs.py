@@ -16,7 +16,8 @@ from prefect.client.orchestration import get_client
 from prefect_gpu.flows import report_costs
 from prefect_gpu.flows.report import charts, costs
 from prefect_gpu.flows.report.costs import Share
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.attempt import Attempt
+from prefect_gpu.flows.run.record import Record
 
 TODAY = date(2026, 3, 3)
 

@@ -13,7 +13,8 @@ from prefect.states import Crashed, Failed, Pending, Running, Scheduled
 from prefect_gpu.blocks.realm import GpuRealm
 from prefect_gpu.flows.provision import provision
 from prefect_gpu.flows.run import resuming
-from prefect_gpu.flows.run.record import Attempt, Record, new_attempt
+from prefect_gpu.flows.run.attempt import Attempt, new_attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import JobResult, utc_now
 from prefect_gpu.providers.core.requests import Job, Requirements

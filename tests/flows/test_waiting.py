@@ -12,8 +12,9 @@ import pytest
 
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.run import cards, sold_out, waiting
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.limits import Limits
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.run.waiting import Search
 from prefect_gpu.providers import ProviderName
 from prefect_gpu.providers.core.aside import Stopped

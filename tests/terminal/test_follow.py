@@ -18,7 +18,8 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.states import Completed, Failed, Pending, Running, Scheduled
 from rich.console import Console
 
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.attempt import Attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.terminal import follow as following
 from prefect_gpu.flows.terminal.follow import Display, NotStarted, Terminal, follow
 from prefect_gpu.flows.terminal.messages import NobodyReads, Trouble

@@ -16,7 +16,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed, Running, State
 
 from prefect_gpu.flows.run import ledger
-from prefect_gpu.flows.run.record import Attempt, Record
+from prefect_gpu.flows.run.attempt import Attempt
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.terminal import at_work, ps, runs, stop
 from prefect_gpu.flows.terminal.messages import Trouble, Wrong
 from prefect_gpu.flows.terminal.place import Place

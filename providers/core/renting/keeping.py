@@ -19,9 +19,7 @@ from typing import Final, NamedTuple, Self
 from prefect_gpu.providers.core.aside import Stopped
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.machine import supervisor
-from prefect_gpu.providers.core.machine.download import download
 from prefect_gpu.providers.core.machine.jobs import Machine
-from prefect_gpu.providers.core.machine.upload import send
 from prefect_gpu.providers.core.models import JobResult
 from prefect_gpu.providers.core.renting.plain_log import logger
 from prefect_gpu.providers.core.requests import Job
@@ -49,6 +47,8 @@ class Store(NamedTuple):
 
 def restore(machine: Machine, job_id: str, store: Store, should_stop: Callable[[], str | None]) -> None:
     """Give a job that begins anew what an earlier one of its run kept."""
+    from prefect_gpu.providers.core.machine.upload import send  # most jobs keep none
+
     found = store.newest()
     if found is None or not (names := sorted(_names(found))):
         return
@@ -124,6 +124,8 @@ class Keeper:
 
     def _keep(self, store: Store, should_stop: Callable[[], str | None]) -> None:
         """Bring the files where they are others than the last time."""
+        from prefect_gpu.providers.core.machine.download import download  # most jobs keep none
+
         looks = self._machine.execute(
             self._machine.job_directory(self._job_id) + supervisor.looks_program(self._job.checkpoint),
             timeout_s=_CALL_S,

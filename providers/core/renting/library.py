@@ -196,15 +196,15 @@ class TaskLibrary(Generic[C]):
         is_retried: Callable[[JobResult], bool] = lambda _: False,
         is_resumed: bool = False,
         still_owns: Callable[[], bool] = always,
+        before_start: Callable[[], object] = never,
         store: Store | None = None,
     ) -> JobResult:
         """The machine check, files up, the job, its output and files down into `folder`; see `running.run_on`.
 
-        The machine ends the job with its lease, or at `until` where that is earlier. `is_resumed`: the job may run there already, and
-        then it is gone on with. Its output is shown while this process `still_owns` the run.
+        The machine ends the job with its lease, or earlier `until`. `is_resumed`: the job may run there already, and is gone on with; else
+        `before_start` is called first. Its output is shown while this process `still_owns` the run.
         """
-        machine = self.connections.machine(instance, account)
-        driver = self.driver(account)
+        machine, driver = self.connections.machine(instance, account), self.driver(account)
         runs_already = is_resumed and machine.has_started(job_id(instance.name, tries), should_stop)
         found: dict[str, object] = {}
         if not runs_already:
@@ -217,7 +217,7 @@ class TaskLibrary(Generic[C]):
                 should_stop,
             )
         lease = Lease.parse(instance.name)
-        in_docker = self.capabilities.images == "docker"
+        in_docker, ends = self.capabilities.images == "docker", (lease and lease.deadline, until)
         spec = JobSpec(
             id=job_id(instance.name, tries),
             command=command,
@@ -228,9 +228,9 @@ class TaskLibrary(Generic[C]):
             working_directory=job.working_directory,
             timeout_s=job.timeout_s,
             notice_signal=job.notice_signal,
-            deadline=min((one for one in (lease and lease.deadline, until) if one is not None), default=None),
+            deadline=min(filter(None, ends), default=None),
         )
-        how = running.Course(tries, runs_already, is_retried, still_owns, store, offer.spot)
+        how = running.Course(tries, runs_already, is_retried, still_owns, store, offer.spot, before_start)
         result = running.run_on(machine, spec, job, folder, partial(self._why_gone, driver, instance), should_stop, how)
         return result.model_copy(update={**found, "tries": tries})
 

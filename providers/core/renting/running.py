@@ -13,12 +13,10 @@ from prefect.settings import get_current_settings
 from prefect_gpu.providers.core.aside import Stopped, always, never
 from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
 from prefect_gpu.providers.core.machine import check, docker, kept_log
-from prefect_gpu.providers.core.machine.download import download
 from prefect_gpu.providers.core.machine.job_end import RESTARTED
 from prefect_gpu.providers.core.machine.jobs import Machine
 from prefect_gpu.providers.core.machine.listing import printable
 from prefect_gpu.providers.core.machine.tries import carry_on
-from prefect_gpu.providers.core.machine.upload import upload
 from prefect_gpu.providers.core.models import Instance, JobResult, JobSpec, Offer, utc_now
 from prefect_gpu.providers.core.renting import job_log, keeping, plain_log
 from prefect_gpu.providers.core.requests import Job, Requirements
@@ -83,6 +81,7 @@ class Course(NamedTuple):
     still_owns: Callable[[], bool] = always  # whether this process still speaks for the run
     store: keeping.Store | None = None  # of the files that it asked to keep
     is_spot: bool = False
+    before_start: Callable[[], object] = never
 
 
 def run_on(
@@ -104,6 +103,7 @@ def run_on(
     course = course or Course()
     if not course.runs_already:
         _prepare(machine, spec, job, course, should_stop)
+        course.before_start()
     path = folder / LOG
     warn = plain_log.logger().warning
     keeper = keeping.Keeper(machine, spec.id, job, course.store, is_spot=course.is_spot)
@@ -164,6 +164,8 @@ def _send(machine: Machine, spec: JobSpec, job: Job, should_stop: Callable[[], s
         )
         say(f"code up: {sent}")
     if job.files:
+        from prefect_gpu.providers.core.machine.upload import upload  # most jobs send none
+
         sent = upload(
             machine,
             spec.id,
@@ -186,6 +188,8 @@ class _Found(NamedTuple):
 def _bring_back(
     machine: Machine, spec: JobSpec, job: Job, folder: Path, watch: Watch, should_stop: Callable[[], str | None]
 ) -> _Found:
+    from prefect_gpu.providers.core.machine.download import download  # most jobs leave none
+
     log = plain_log.logger()
     try:
         brought = download(

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from prefect_gpu.flows.report import text
-from prefect_gpu.flows.run.record import Attempt
+from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.providers.aws import tasks
 from tests.clean_up import Asked, CleanUp, Left
 from tests.fakes.aws import AwsCloud
