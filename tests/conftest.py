@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ os.environ["PREFECT_HOME"] = f"{_home.name}/prefect"
 os.environ.setdefault("GPUHUNT_CATALOG_URL", "http://127.0.0.1:1")  # no test fetches what is published today
 if not os.access(os.environ.get("HOME", ""), os.W_OK):
     os.environ["HOME"] = _home.name
+# Hundreds of processes are started: each file is compiled once, by the first that needs it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # A script that starts the tests in the background has them ignore Ctrl-C, and so would each server and worker that they start: Prefect's own end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
