@@ -21,14 +21,14 @@ from paramiko.packet import Packetizer
 
 from prefect_gpu.providers.core.contract import Connection
 from prefect_gpu.providers.core.errors import AuthFailed, HostKeyMismatch, LoginRefused, NotReady
-from prefect_gpu.providers.core.machine.channels import WINDOW_BYTES, Logged, SshConnection, because, said
+from prefect_gpu.providers.core.machine.channel_guard import ended_in_order, in_order, within_bounds
+from prefect_gpu.providers.core.machine.channels import Logged, SshConnection, because, said
 from prefect_gpu.providers.core.machine.keys import fingerprint
 from prefect_gpu.providers.core.machine.link import ChannelLink, Link, TooMuch, dial
 from prefect_gpu.providers.core.machine.shared import Shared
 from prefect_gpu.providers.core.models import KeyPair, SshEndpoint, SshJump
 
 _PACKET_BYTES = 300 * 1024  # OpenSSH's own limit is 256 KiB
-_UNREAD_BYTES = 2 * WINDOW_BYTES
 _KNOCKS = 3  # sshd hangs up on some of those who come at once (MaxStartups)
 _CIPHERS_FIRST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # paramiko's own order puts the fastest last
 _SIGNED_AS = {
@@ -101,16 +101,6 @@ class _Packetizer(Packetizer):
         return read.read_all(n, check_rekey)
 
 
-def _within_bounds(feed: Any) -> Any:
-    def feed_if_it_fits(channel: Any, message: Any) -> None:
-        # paramiko keeps whatever comes, also beyond the window that it gave.
-        if len(channel.in_buffer) + len(channel.in_stderr_buffer) > _UNREAD_BYTES:
-            raise TooMuch("it sent more than it was asked for")
-        feed(channel, message)
-
-    return feed_if_it_fits
-
-
 class _Pieces(_BufferedPipe):
     """What came and was not read yet, piece by piece as it came: paramiko's own copies each twice into one array."""
 
@@ -148,14 +138,19 @@ class _Pieces(_BufferedPipe):
 
 
 class _BoundedTransport(_Transport):
-    # By message: SSH_MSG_CHANNEL_DATA and SSH_MSG_CHANNEL_EXTENDED_DATA of RFC 4254. Anything put around a channel once it is
-    # open would come too late: a machine behind a jump host speaks at once.
+    # By message of RFC 4254: SSH_MSG_CHANNEL_DATA, _EXTENDED_DATA, _CLOSE. Bounds put around a channel once it is open would come too
+    # late: a machine behind a jump host speaks at once.
     _handlers: ClassVar[dict[int, Any]] = getattr(_Transport, "_channel_handler_table")  # noqa: B009 - paramiko's own
     _channel_handler_table: ClassVar[dict[int, Any]] = {
         **_handlers,
-        94: _within_bounds(_handlers[94]),
-        95: _within_bounds(_handlers[95]),
+        94: within_bounds(_handlers[94]),
+        95: within_bounds(_handlers[95]),
+        97: ended_in_order(_handlers[97]),
     }
+
+    def open_channel(self, *about: Any, **more: Any) -> Any:
+        transport: Any = super()
+        return in_order(transport.open_channel(*about, **more))
 
     def open_session(self, **more: Any) -> Any:
         transport: Any = super()
