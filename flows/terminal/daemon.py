@@ -92,6 +92,9 @@ class Daemon:
                 if self._process is not None:
                     self._process.poll()  # so that it does not stay a zombie
                 if self.find() is None:
+                    if self._process is not None:  # it lets go of its files before it has ended
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            self._process.wait(5)
                     self.record.unlink(missing_ok=True)
                     return
                 time.sleep(0.02)
