@@ -11,6 +11,7 @@ from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import resuming
 from prefect_gpu.flows.run.attempt import CURRENT, ORDERED, Attempt
 from prefect_gpu.flows.run.request import Refused
+from prefect_gpu.flows.run.unshown import Unshown
 from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Instance, InstanceState, Offer
@@ -36,6 +37,7 @@ def take_over(run: Run) -> None:
     run.result = run.record.result if may_adopt else None
     if run.result is not None:
         run.say("the job had ended in an earlier execution of this run: its machine is given back")
+        run.unshown = [Unshown(run.record.attempts[-1].attempt, run.result.tries)]  # where it may have stopped
     left = [one for one in run.record.attempts if one.may_cost]
     if left:
         run.must_be_owner()

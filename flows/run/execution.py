@@ -21,6 +21,7 @@ from prefect_gpu.flows.run.limits import Limits
 from prefect_gpu.flows.run.offers import Ranked
 from prefect_gpu.flows.run.ownership import Ownership, Standing
 from prefect_gpu.flows.run.record import Record
+from prefect_gpu.flows.run.unshown import Unshown, show
 from prefect_gpu.providers import ProviderName
 from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.errors import ProviderError
@@ -66,6 +67,7 @@ class Run:
     lost: ProviderError | None = None  # why the machine of a job that must not begin anew is of no use any more
     alarms: set[str] = field(default_factory=set[str])  # that were told
     answered: set[str] = field(default_factory=set[str])  # names whose order this process had the answer of
+    unshown: list[Unshown] = field(default_factory=list[Unshown])  # of its jobs
     troubles: dict[str, ProviderError] = field(default_factory=dict[str, ProviderError])
 
     def __post_init__(self) -> None:
@@ -101,15 +103,21 @@ class Run:
                 said = True
         if standing is not Standing.OWNER:
             raise Abort(f"the run is {self.ownership.why}")
+        self.unshown = show(self.id, self.unshown, self.ownership.still_speaks)  # before the next job's output
 
     def must_be_heard(self) -> None:
         """Wait for Prefect's API, now that nothing costs any more: a result that nobody takes is lost with this process.
 
-        What the log lost while the API was away is written again: Prefect's own handler gives up.
+        What the log lost while the API was away is written again: Prefect's own handler gives up, and so does the job's.
         """
         deadline = time.monotonic() + RESULT_PATIENCE_S
-        while self.ownership.ask(within_s=10, fresh_s=FRESH_S) is Standing.UNKNOWN and time.monotonic() < deadline:
-            time.sleep(0.2)
+        while time.monotonic() < deadline:
+            if self.ownership.ask(within_s=10, fresh_s=FRESH_S) is Standing.UNKNOWN:
+                time.sleep(0.2)
+            elif not self.unshown or self.ownership.is_lost:
+                break
+            else:
+                self.unshown = show(self.id, self.unshown, self.ownership.still_speaks)
         if self.ownership.away_since is not None:
             run_log.flush()
             with suppress(Exception):  # the story stands in the result's page all the same

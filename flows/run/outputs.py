@@ -17,6 +17,7 @@ from prefect.results import get_default_result_storage, get_result_store
 
 from prefect_gpu.providers.core.machine import listing
 from prefect_gpu.providers.core.renting.keeping import Store
+from prefect_gpu.providers.core.renting.running import LOG
 
 RESULT: Final = "result.json"  # the job's result, beside its log
 
@@ -95,6 +96,26 @@ def fetch(run_id: UUID, destination: Path) -> list[Path]:
     else:
         _get(storage, where, destination)
     return sorted(path for path in destination.rglob("*") if path.is_symlink() or path.is_file())
+
+
+@contextmanager
+def log_file(run_id: UUID, attempt: int, tries: int = 1) -> Generator[Path | None]:
+    """The log that a try left in the result storage, to be read; None where there is none, or none that can be had."""
+    storage = get_result_store().result_storage or _default_storage()
+    where = place(run_id, attempt, tries)
+    if isinstance(storage, LocalFileSystem):
+        path = Path(storage.basepath or ".").expanduser().resolve() / where / LOG
+        yield path if path.is_file() else None
+        return
+    with tempfile.TemporaryDirectory(prefix="prefect-gpu-") as folder:
+        path = Path(folder) / LOG
+        with suppress(Exception):
+            remote: Any = storage
+            if isinstance(storage, ObjectStorageBlock):
+                remote.download_object_to_path(f"{where}/{LOG}", str(path), _sync=True)
+            else:
+                path.write_bytes(remote.read_path(f"{where}/{LOG}", _sync=True))
+        yield path if path.is_file() else None
 
 
 def size(run_id: UUID) -> int | None:

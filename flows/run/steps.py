@@ -194,6 +194,7 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
         run.tell_lost(offer, result)
     if result.is_gone and adopting.begins_anew(run.job, spot=offer.spot):
         raise InstanceFailed(result.trouble, category=adopting.INTERRUPTED)
+    run.must_not_be_superseded()  # else whoever goes on takes the job for over, and shows no more of it
     run.record.result = result
     run.write_record()  # before its machine goes: whoever goes on after this process cannot ask there any more
     return result

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.run import outputs, story
 from prefect_gpu.flows.run.execution import Run
+from prefect_gpu.flows.run.unshown import Unshown
 from prefect_gpu.providers import account_of
 from prefect_gpu.providers.core.aside import Stopped
 from prefect_gpu.providers.core.errors import InstanceFailed
@@ -79,7 +80,12 @@ def _one_try(
             )
             result = _by_budget(run, result, limit_s)
             result = result.model_copy(update={"stored_under": outputs.place(run.id, attempt, tries)})
+            if result.log_unshown:
+                run.unshown.append(Unshown(attempt, tries))
             (folder / outputs.RESULT).write_text(result.model_dump_json(indent=1))
+    except Stopped:
+        run.unshown.append(Unshown(attempt, tries))  # how far it was shown, nobody says
+        raise
     except InstanceFailed as failed:  # there was no time left to start it in
         if run.budget.is_over(for_job=True):
             raise Stopped(run.budget.stop()) from failed

@@ -251,6 +251,7 @@ class JobResult(Model):
     started_at: datetime
     ended_at: datetime
     log_bytes: int = 0
+    log_unshown: int = 0  # bytes at its end that Prefect's API did not take in time; the file has them
     log_cut_at: int | None = None  # bytes that went to Prefect, where the cap cut the rest; the file has all
     outputs: tuple[str, ...] = ()  # the files that were brought back
     stored_under: str | None = None  # where in result storage the whole log (job.log) is, and they (in outputs/)

@@ -18,6 +18,7 @@ from prefect.client.schemas.sorting import LogSort
 
 from prefect_gpu.providers.core.renting import job_log
 from prefect_gpu.providers.core.renting.job_log import JobLog, shown_until
+from tests.stack import wait_until
 
 RUN = UUID(int=7)
 
@@ -213,7 +214,8 @@ def test_an_api_that_stays_down_ends_in_one_sentence_within_the_time_given(
     began = time.monotonic()
     assert log.close(0.3) == 11
     assert time.monotonic() - began < 1
-    assert notes == ["Prefect took no more log records: the last 11 bytes of the output are in the log file only"]
+    assert log.unshown == 11
+    assert notes == ["Prefect took no more log records: the last 11 bytes of output are in the log file"]
 
 
 def test_a_resumed_run_goes_on_where_the_log_ends(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:
@@ -256,6 +258,54 @@ def test_only_a_job_that_was_attached_to_goes_on_where_the_log_ends(
     write(log, tmp_path / "log", b"three\nfour\n")
     log.close()
     assert api.messages[1:] == shown
+
+
+def test_the_output_of_a_run_s_next_machine_is_told_apart_from_the_last_one_s(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path
+) -> None:
+    """A process that died before it showed any of it would else be followed by one that goes on where the other job's log ended."""
+    api.create_logs([{"name": "job@5000", "message": "of the machine before", "timestamp": "2020"}])
+    log = show(attempt=1)
+    log.started(is_new=False)
+    write(log, tmp_path / "log", b"three\n")
+    assert log.close() == 0
+    assert [(record["name"], record["message"]) for record in api.records[1:]] == [("job@6+1", "three")]
+    assert shown_until(RUN, api.client) == 5000
+    assert shown_until(RUN, api.client, attempt=1) == 6
+    assert shown_until(RUN, api.client, attempt=1, tries=2) == 0
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_past_the_cap_an_attached_log_says_nothing_twice(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, in_time: bool
+) -> None:
+    """Whether the process before it came to say how the output ends, or not."""
+    lines = "".join(f"line {n}\n" for n in range(10_000))
+    first = show(cap_bytes=1_000)
+    write(first, tmp_path / "log", lines.encode())
+    wait_until(lambda: any("cut here" in text for text in api.messages), 5, "the cut")
+    if in_time:
+        first.close()
+    else:
+        first._still_owns = lambda: False
+        first.close()
+    again = show(cap_bytes=1_000)
+    again.started(is_new=False)
+    again.output(len(lines), b"")
+    assert again.close() == 0
+    assert [text.partition(":")[0] for text in api.messages if text.startswith("...")] == [
+        "... cut here after 1,000 bytes",
+        f"... the end of {len(lines):,} bytes of output",
+    ]
+    assert "\n".join(text for text in api.messages if not text.startswith("...")) == lines[:1_000]
+
+
+def test_what_another_process_shows_is_not_missing(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:
+    notes: list[str] = []
+    log = show(note=notes.append, still_owns=lambda: False)
+    write(log, tmp_path / "log", b"its successor's\n")
+    assert log.close() == 0
+    assert (api.messages, notes) == ([], [])
 
 
 def test_a_chatty_job_costs_few_requests(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:

@@ -45,3 +45,16 @@ def rented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rented]:
     yield Rented(clouds, libraries)
     for cloud in clouds.values():
         cloud.close()
+
+
+@pytest.fixture
+def dear(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> Rented:
+    """Alpha's smallest machine costs a dollar a second, beta's two."""
+    from prefect_gpu.flows.run import budget
+
+    monkeypatch.setattr(budget, "RESERVE_S", 2.0)
+    monkeypatch.setattr(budget, "LEAST_S", 1.0)
+    for cloud, price in zip(rented.clouds.values(), (3600.0, 7200.0), strict=True):
+        types = [cloud.terms.types[0].model_copy(update={"price": price})]
+        cloud.change(types=[one.model_dump() for one in types])
+    return rented

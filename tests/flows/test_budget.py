@@ -189,17 +189,6 @@ class TestAnOffer:
 # --- whole runs --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def dear(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> Rented:
-    """Alpha's smallest machine costs a dollar a second, beta's two."""
-    monkeypatch.setattr(budgets, "RESERVE_S", 2.0)
-    monkeypatch.setattr(budgets, "LEAST_S", 1.0)
-    for cloud, price in zip(rented.clouds.values(), (3600.0, 7200.0), strict=True):
-        types = [cloud.terms.types[0].model_copy(update={"price": price})]
-        cloud.change(types=[one.model_dump() for one in types])
-    return rented
-
-
 @pytest.mark.usefixtures("prefect_api")
 class TestARun:
     def test_is_stopped_by_its_budget_with_its_files_and_the_machine_gone(

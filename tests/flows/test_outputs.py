@@ -113,5 +113,8 @@ def test_a_bucket_with_a_folder_gives_back_what_it_got(tmp_path: Path, monkeypat
             (folder / "outputs/gone").symlink_to("nothing")
             (folder / "outputs/latest").symlink_to("../job.log")
         files = outputs.fetch(run_id, tmp_path / "fetched")
+        with outputs.log_file(run_id, 1) as log, outputs.log_file(run_id, 2) as none:
+            assert log is not None
+            assert (log.read_bytes(), none) == (b"42\n", None)
     found = {str(path.relative_to(tmp_path / "fetched")): path.read_bytes() for path in files}
     assert found == {"1/job.log": b"42\n", "1/outputs/latest": b"42\n", r"1/outputs/d/caf\xe9": b"not UTF-8"}

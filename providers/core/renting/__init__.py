@@ -1,1 +1,1 @@
-"""What rents: a driver's methods as Prefect tasks, and all that is the same for every provider. Reading order: library, launch, connections, limits, accounts, order, give_back, ready, progress, running, keeping, job_log, plain_log, shared_prices."""
+"""What rents: a driver's methods as Prefect tasks, and all that is the same for every provider. Reading order: library, launch, connections, limits, accounts, order, give_back, ready, progress, running, keeping, job_log, shown, plain_log, shared_prices."""

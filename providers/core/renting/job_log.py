@@ -4,7 +4,7 @@ One record a line would be 331 lines/s and 560 MB of SQLite for a million lines;
 (Prefect Cloud takes 25,000 characters), and 50 go in one request. What follows the job only says how far the file has grown, so
 a slow or absent API holds up nothing and costs no memory: posting goes on when it is back.
 
-The logger's name says how far the output has been shown: `job@1048576`, of a second try `job@512/2`. After `cap_bytes` one record says that the rest is in the log
+The logger's name says how far the output has been shown (`shown`). After `cap_bytes` one record says that the rest is in the log
 file, then one a minute says how much there is, and the last lines come at the end. Decoded with replacement; of a line that
 overwrites itself with `\r` (a progress bar) what would stay on a terminal is shown, and colours are all that a terminal would obey: `readable`.
 """
@@ -14,25 +14,21 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.sorting import LogSort
-from prefect.context import SyncClientContext
 from prefect.runtime import flow_run, task_run
 
 from prefect_gpu.providers.core.aside import always
 from prefect_gpu.providers.core.machine import kept_log
 from prefect_gpu.providers.core.models import utc_now
 from prefect_gpu.providers.core.renting.plain_log import PlainLog, logger, readable
+from prefect_gpu.providers.core.renting.shown import ClientFactory, LogsClient, logger_name, own_client, shown_until
 
 CAP_BYTES: Final = 10_000_000
 RECORD_BYTES: Final = 16_000  # a character is at most one byte longer when decoded, and Cloud's limit is 25,000
@@ -43,47 +39,7 @@ _LONGEST_PAUSE_S = 1.0
 _PARTIAL_LINE_S = 1.0  # so long a line may take to end before it is shown as it is
 _PROGRESS_S = 60.0
 _LONGEST_RETRY_S = 15.0
-_LOGGER = re.compile(r"job@(\d+)(?:/(\d+))?", re.ASCII)
 _log = logging.getLogger(__name__)
-
-
-class LogsClient(Protocol):
-    """The part of Prefect's synchronous client that is needed."""
-
-    def create_logs(self, logs: list[Any]) -> None: ...
-
-    def read_logs(
-        self,
-        log_filter: LogFilter | None = None,
-        limit: int | None = None,
-        offset: int | None = None,
-        sort: LogSort | None = None,
-    ) -> list[Any]: ...
-
-
-ClientFactory = Callable[[], AbstractContextManager[LogsClient]]
-
-
-@contextlib.contextmanager
-def _prefect() -> Generator[LogsClient]:
-    """The client of the run around this call, which its threads may use too; a new one takes 20 ms."""
-    with SyncClientContext.get_or_create() as prefect:
-        yield prefect.client
-
-
-def shown_until(flow_run_id: UUID, client: ClientFactory = _prefect, tries: int = 1) -> int:
-    """The byte offset up to which the output of a job's try stands in its run's log: where a resumed run goes on. 0 if there is none."""
-    mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
-    with client() as api:
-        for page in range(50):  # a run's own lines after the job's last one are few
-            records = api.read_logs(mine, limit=200, offset=page * 200, sort=LogSort.TIMESTAMP_DESC)
-            for record in records:
-                match = _LOGGER.fullmatch(record.name)
-                if match is not None and int(match[2] or 1) == tries:
-                    return int(match[1])
-            if len(records) < 200:
-                break
-    return 0
 
 
 class _Said(NamedTuple):
@@ -107,16 +63,18 @@ class JobLog:
         task_run_id: UUID | None = None,
         *,
         start: int = 0,
+        attempt: int = 0,
         tries: int = 1,
         cap_bytes: int = CAP_BYTES,
         note: Callable[[str], object] = _log.warning,
-        client: ClientFactory = _prefect,
+        client: ClientFactory = own_client,
         still_owns: Callable[[], bool] = always,
     ) -> None:
         self._path = path
         self._run_id = flow_run_id
         self._is_attached = False
-        self._tries = tries
+        self._is_others = False
+        self._attempt, self._tries = attempt, tries
         self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
         self._client = client
         self._still_owns = still_owns
@@ -130,6 +88,7 @@ class JobLog:
         self._wake = threading.Event()
         self._last_stamp = utc_now()
         self._said = _Said()
+        self.unshown = 0  # bytes, at the end
         context = contextvars.copy_context()  # Prefect's settings live in it
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="prefect-gpu job log", daemon=True)
         self._thread.start()
@@ -155,17 +114,17 @@ class JobLog:
         self._wake.set()
 
     def close(self, timeout_s: float = 5.0) -> int:
-        """Show what is left; how many bytes could not be shown because Prefect's API did not answer in time."""
+        """Show what is left; how many bytes could not be shown because Prefect's API did not answer in time, which is `unshown` too."""
         self._give_up_at = time.monotonic() + timeout_s
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s + 1.0)
-        missing = max(0, min(self._grown_to, self._cap) - self._position)
-        if missing:
+        self.unshown = 0 if self._is_others else max(0, min(self._grown_to, self._cap) - self._position)
+        if self.unshown:
             self.note(
-                f"Prefect took no more log records: the last {missing:,} bytes of the output are in the log file only"
+                f"Prefect took no more log records: the last {self.unshown:,} bytes of output are in the log file"
             )
-        return missing
+        return self.unshown
 
     # --- the thread -----------------------------------------------------------------------------------------------------
 
@@ -191,11 +150,12 @@ class JobLog:
             is_closing = self._closing.is_set()  # read first: what was written before is shown
             self._wake.clear()
             if not self._still_owns():
-                return  # another process shows it from where the run's log ends
+                self._is_others = True  # another process shows it from where the run's log ends
+                return
+            grown_to = self._grown_to  # read before it is known where to begin: `started` comes before any output
             if self._is_attached:
-                self._position = shown_until(self._run_id, lambda: contextlib.nullcontext(api), self._tries)
-                self._is_attached = False
-            if self._post(api, is_final=is_closing):
+                self._go_on_where_the_log_ends(api)
+            if self._post(api, grown_to, is_final=is_closing):
                 self._closing.wait(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2) if self._grown_to > self._position else _FIRST_PAUSE_S
             elif is_closing:
@@ -205,9 +165,14 @@ class JobLog:
             else:
                 self._closing.wait(_LONGEST_PAUSE_S)
 
-    def _post(self, api: LogsClient, *, is_final: bool) -> bool:
-        """Post one batch; whether there was one."""
-        grown_to = self._grown_to
+    def _go_on_where_the_log_ends(self, api: LogsClient) -> None:
+        own = contextlib.nullcontext(api)
+        self._position = shown_until(self._run_id, lambda: own, self._attempt, self._tries)
+        self._said = _Said(cut=self._position >= self._cap)
+        self._is_attached = False
+
+    def _post(self, api: LogsClient, grown_to: int, *, is_final: bool) -> bool:
+        """Post one batch of what there is up to a byte; whether there was one."""
         end = min(grown_to, self._cap)
         records: list[dict[str, Any]] = []
         position = self._position
@@ -224,7 +189,7 @@ class JobLog:
                     position += len(data)
                     records.append(self._record(position, readable(data)))
         said = self._said
-        if position >= self._cap and self._grown_to > self._cap:
+        if position >= self._cap and grown_to > self._cap:
             more, said = self._after_the_cap(is_final=is_final)
             records += more
         if not records:
@@ -246,7 +211,7 @@ class JobLog:
             said = said._replace(progress_at=now + _PROGRESS_S)
             text = f"... {self._grown_to:,} bytes of output in the log file so far"
             records.append(self._record(self._grown_to, text))
-        if is_final and not said.end:
+        if is_final and not said.end and self._position < self._grown_to:  # else an earlier process said it
             said = said._replace(end=True)
             left = self._grown_to - self._cap
             tail = kept_log.last(self._path, min(left, RECORD_BYTES))
@@ -256,16 +221,18 @@ class JobLog:
             records.append(self._record(self._grown_to, text))
         return records, said
 
-    def _record(self, shown_until: int, message: str) -> dict[str, Any]:
+    def _record(self, until: int, message: str) -> dict[str, Any]:
         # Prefect sorts by time, so no two records have the same.
         self._last_stamp = max(utc_now(), self._last_stamp + timedelta(microseconds=1))
         stamp = self._last_stamp.isoformat()
-        of_try = f"/{self._tries}" if self._tries > 1 else ""
-        return {"name": f"job@{shown_until}{of_try}", "level": 20, "message": message, "timestamp": stamp, **self._run}
+        name = logger_name(until, self._attempt, self._tries)
+        return {"name": name, "level": 20, "message": message, "timestamp": stamp, **self._run}
 
 
 @contextlib.contextmanager
-def posting(path: Path, tries: int = 1, still_owns: Callable[[], bool] = always) -> Generator[JobLog | PlainLog]:
+def posting(
+    path: Path, attempt: int = 0, tries: int = 1, still_owns: Callable[[], bool] = always
+) -> Generator[JobLog | PlainLog]:
     """A JobLog of the flow or task run that this is called in; closed at the end. `JobLog.started` is to be told.
 
     A task that is called outside of any flow has no run whose log this could be: its output goes to Python's own logging.
@@ -276,7 +243,7 @@ def posting(path: Path, tries: int = 1, still_owns: Callable[[], bool] = always)
             yield plain
         return
     of = UUID(run_id), UUID(task_id) if task_id else None
-    log = JobLog(path, *of, tries=tries, note=logger().warning, still_owns=still_owns)
+    log = JobLog(path, *of, attempt=attempt, tries=tries, note=logger().warning, still_owns=still_owns)
     try:
         yield log
     finally:

@@ -61,6 +61,7 @@ class PlainLog:
         self._rest = b""
         self._shown = 0
         self.cut_at: int | None = None
+        self.unshown = 0
 
     def started(self, is_new: bool) -> None:
         """Before any output; a job that was attached to is shown from its beginning."""

@@ -12,6 +12,7 @@ from prefect.settings import get_current_settings
 
 from prefect_gpu.providers.core.aside import Stopped, always, never
 from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
+from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.machine import check, docker, kept_log
 from prefect_gpu.providers.core.machine.job_end import RESTARTED
 from prefect_gpu.providers.core.machine.jobs import Machine
@@ -112,7 +113,9 @@ def run_on(
     try:
         if course.runs_already:
             kept_log.make_own(path)
-        with job_log.posting(path, course.tries, course.still_owns) as log, keeper:
+        lease = Lease.parse(spec.id.rpartition(".")[0])
+        attempt = lease.attempt if lease is not None else 0
+        with job_log.posting(path, attempt, course.tries, course.still_owns) as log, keeper:
             result = machine.run(spec, path, log.output, watch, on_link=warn, on_start=log.started)
     except OSError as full:
         return _lost(began, path, f"the worker cannot keep the job's log in {folder}: {full.strerror}")
@@ -121,7 +124,8 @@ def run_on(
             raise Stopped(should_stop() or "stopped")
         result = _lost(began, path, watch.gone, is_gone=True)
     keeper.keep_last(result)
-    result = _taken_back(result, keeper.notice, gone).model_copy(update={"log_cut_at": log.cut_at})
+    shown = {"log_cut_at": log.cut_at, "log_unshown": log.unshown}
+    result = _taken_back(result, keeper.notice, gone).model_copy(update=shown)
     if result.outcome == "lost" or not job.outputs or course.is_retried(result):
         return result
     found = _bring_back(machine, spec, job, folder, watch, should_stop)
