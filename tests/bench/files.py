@@ -19,7 +19,7 @@ from tests.fakes.sshd import has_openssh, openssh_server, ssh_options
 
 _BIG = 1 << 30
 _SMALL = 10_000
-_PAIRS = 3
+_PAIRS = 5
 
 
 def measure() -> dict[str, Metric]:

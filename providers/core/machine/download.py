@@ -21,6 +21,7 @@ from prefect_gpu.providers.core.contract import Connection
 from prefect_gpu.providers.core.errors import InstanceFailed
 from prefect_gpu.providers.core.machine import listing
 from prefect_gpu.providers.core.machine.destination import Destination, reserve
+from prefect_gpu.providers.core.machine.digest import Digest
 from prefect_gpu.providers.core.machine.jobs import Machine
 from prefect_gpu.providers.core.machine.listing import Entry, Found, printable
 from prefect_gpu.providers.core.machine.marked import CutShort, Marked, new_mark
@@ -29,7 +30,6 @@ from prefect_gpu.providers.core.machine.shell import ScriptChannel, one_line
 from prefect_gpu.providers.core.machine.transfer import (
     CHUNK,
     STEP_S,
-    Digest,
     Meter,
     OnProgress,
     attended,

@@ -1,21 +1,18 @@
-"""What both directions of files share: a channel that is attended, a digest taken on both ends, and progress that is said."""
+"""What both directions of files share: a channel that is attended, and progress that is said."""
 
 from __future__ import annotations
 
-import hashlib
-import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from prefect_gpu.providers.core.aside import POLL_S, Aside, Stopped
 from prefect_gpu.providers.core.contract import Channel, Connection
-from prefect_gpu.providers.core.errors import InstanceFailed, LinkLost
+from prefect_gpu.providers.core.errors import InstanceFailed
 from prefect_gpu.providers.core.machine import scripts
 from prefect_gpu.providers.core.machine.reach import ShouldStop
-from prefect_gpu.providers.core.machine.shell import ScriptChannel, run_script, start_script
+from prefect_gpu.providers.core.machine.shell import ScriptChannel, start_script
 
 T = TypeVar("T")
 
@@ -23,9 +20,6 @@ CHUNK = 128 * 1024
 # So long nothing may move: the machine's own work after the last byte (unpacking, hashing) takes longest.
 STEP_S = 900.0
 PROGRESS_S = 10.0
-
-# By speed: openssl takes a third of the time of coreutils' sha256sum.
-_DIGESTS = {"openssl": "openssl dgst -r -sha256", "b2sum": "b2sum", "sha256sum": "sha256sum"}
 
 
 class Progress(NamedTuple):
@@ -70,40 +64,6 @@ class Meter:
     def take_back(self, count: int) -> None:
         """So many bytes did not arrive after all, and come again."""
         self._done -= count
-
-
-class Digest:
-    """A digest that is taken here, in a thread beside the transfer, and by a command on the machine."""
-
-    def __init__(self, link: Connection) -> None:
-        names = " ".join(_DIGESTS)
-        script = f"for tool in {names}; do command -v $tool >/dev/null && echo $tool && break; done; :"
-        tool = run_script(link, script).stdout.decode(errors="replace").strip()
-        if tool not in _DIGESTS:
-            raise InstanceFailed("the machine has neither openssl nor b2sum nor sha256sum: send without digests")
-        self.command = _DIGESTS[tool]
-        self._hash = hashlib.blake2b() if tool == "b2sum" else hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(64)
-        self._thread = threading.Thread(target=self._work, name="prefect-gpu digest", daemon=True)
-        self._thread.start()
-
-    def update(self, data: bytes) -> None:
-        self._chunks.put(data)
-
-    def compare(self, answer: str, what: str) -> None:
-        """Raises LinkLost, so that it is sent again, unless the machine's answer is what was taken here."""
-        self.close()
-        if answer.split()[:1] != [self._hash.hexdigest()]:
-            raise LinkLost(f"{what} arrived with another digest")
-
-    def close(self) -> None:
-        """End the thread; all that was given before is in the digest then."""
-        self._chunks.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (data := self._chunks.get()) is not None:
-            self._hash.update(data)
 
 
 def program(place: str, script: str, /, **variables: str) -> str:

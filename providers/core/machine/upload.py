@@ -17,6 +17,7 @@ from prefect_gpu.providers.core.aside import never
 from prefect_gpu.providers.core.contract import Connection
 from prefect_gpu.providers.core.errors import InstanceFailed, InvalidRequest, LinkLost
 from prefect_gpu.providers.core.machine import selection
+from prefect_gpu.providers.core.machine.digest import Digest
 from prefect_gpu.providers.core.machine.jobs import Machine
 from prefect_gpu.providers.core.machine.pack import packed
 from prefect_gpu.providers.core.machine.reach import LOST_AFTER_S, ShouldStop
@@ -25,7 +26,6 @@ from prefect_gpu.providers.core.machine.shell import ScriptChannel, one_line
 from prefect_gpu.providers.core.machine.transfer import (
     CHUNK,
     STEP_S,
-    Digest,
     Meter,
     OnProgress,
     attended,
