@@ -41,14 +41,11 @@ def schedule_again(now: datetime) -> list[FlowRun]:
     """Schedule anew what a worker took and no process of it started; those that were."""
     again: list[FlowRun] = []
     with SyncClientContext.get_or_create() as prefect:
-        online = cast("dict[str, set[str]]", {})
+        is_gone = _WorkersGone(prefect.client)
         for run in _runs(prefect.client, FLOWS, "PENDING"):
             if run.state is None or run.deployment_id is None or run.work_pool_name is None:
                 continue
-            if run.work_pool_name not in online:
-                online[run.work_pool_name] = _online(prefect.client, run.work_pool_name)
-            worker = (run.labels or {}).get("prefect.worker.name")
-            patience = STARTING if worker is None or worker in online[run.work_pool_name] else TAKEN
+            patience = TAKEN if is_gone.of(run) else STARTING
             if now - run.state.timestamp < patience:
                 continue
             seen = read_run(prefect.client, run.id)
@@ -100,14 +97,21 @@ def _is_worth_it(line: Attempt) -> bool:
 
 
 def silent(now: datetime, missing: timedelta) -> dict[UUID, datetime]:
-    """Running `provision` runs that gave no sign of life for so long, and when the last one was."""
+    """Running `provision` runs that gave no sign of life for so long, and when the last one was.
+
+    Where none ever came, as the server was away itself when the process died, that it began to run is its last. Then it takes two
+    more to call it dead: its worker is gone too, and others were heard since, for where no event gets through all seem silent.
+    """
     found: dict[UUID, datetime] = {}
     with SyncClientContext.get_or_create() as prefect:
+        is_gone = _WorkersGone(prefect.client)
         for run in _runs(prefect.client, ("provision",), "RUNNING"):
-            beats = _heartbeats(prefect.client, run.id, now)
-            interval = _interval(prefect.client, run, beats)
-            if beats and now - beats[0] > max(missing, 3 * interval):
-                found[run.id] = beats[0]
+            beats = _heartbeats(prefect.client, now, run.id)
+            last = _last_sign(run, beats)
+            if last is None or now - last <= max(missing, 3 * _interval(prefect.client, run, beats)):
+                continue
+            if beats or (is_gone.of(run) and _heartbeats(prefect.client, now, since=last)):
+                found[run.id] = last
     return found
 
 
@@ -138,13 +142,9 @@ def crash(
     with SyncClientContext.get_or_create() as prefect:
         while left and time.monotonic() < deadline:
             wait(5.0)
-            left = {
-                run_id: last
-                for run_id, last in left.items()
-                if _last_heartbeat(prefect.client, run_id) == last and _is_running(prefect.client, run_id)
-            }
+            left = {run_id: last for run_id, last in left.items() if _is_silent(prefect.client, run_id, last)}
         for run_id, last in left.items():
-            if not _is_running(prefect.client, run_id):
+            if not _is_silent(prefect.client, run_id, last):
                 continue
             with suppress(Exception):  # the next reap comes
                 said = f"No sign of life since {last:%H:%M:%S} UTC: its worker or host died, or is cut off."
@@ -153,32 +153,53 @@ def crash(
     return crashed
 
 
-def _is_running(client: Any, run_id: UUID) -> bool:
+def _is_silent(client: Any, run_id: UUID, since: datetime) -> bool:
+    """Whether a run is still Running and nothing was heard of it."""
     run = read_run(client, run_id)
-    return run is not None and run.state is not None and run.state.type is StateType.RUNNING
+    if run is None or run.state is None or run.state.type is not StateType.RUNNING:
+        return False
+    return _last_sign(run, _heartbeats(client, datetime.now().astimezone(), run_id)) == since
 
 
-def _last_heartbeat(client: Any, run_id: UUID) -> datetime | None:
-    beats = _heartbeats(client, run_id, datetime.now().astimezone())
-    return beats[0] if beats else None
+def _last_sign(run: FlowRun, beats: list[datetime]) -> datetime | None:
+    """The last heartbeat, or later than that: that this process began to run."""
+    signs = [*beats[:1], *([run.state.timestamp] if run.state is not None else [])]
+    return max(signs, default=None)
 
 
-def _heartbeats(client: Any, run_id: UUID, now: datetime) -> list[datetime]:
-    """The last three, the newest first."""
-    around = {"since": now - timedelta(days=2), "until": now + timedelta(days=2)}
+def _heartbeats(
+    client: Any, now: datetime, run_id: UUID | None = None, *, since: datetime | None = None
+) -> list[datetime]:
+    """The last three of a run, or of all runs, the newest first."""
+    around = {"since": since or now - timedelta(days=2), "until": now + timedelta(days=2)}
     wanted = EventFilter(
         occurred=EventOccurredFilter.model_validate(around),
         event=EventNameFilter(name=[HEARTBEAT]),
-        resource=EventResourceFilter(id=[f"prefect.flow-run.{run_id}"]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run_id}"]) if run_id is not None else None,
     )
     return [event.occurred for event in client.read_events(wanted, limit=3).events]
 
 
-def _online(client: Any, pool: str) -> set[str]:
-    try:
-        return {worker.name for worker in client.read_workers_for_work_pool(pool) if worker.status == "ONLINE"}
-    except Exception:  # noqa: BLE001 - not known: then they are given the longer time
-        return set()
+class _WorkersGone:
+    """Whether the worker that took a run reports no more; each pool is asked once."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._online: dict[str, set[str] | None] = {}
+
+    def of(self, run: FlowRun) -> bool:
+        """False also where nobody says."""
+        worker, pool = (run.labels or {}).get("prefect.worker.name"), run.work_pool_name
+        if worker is None or pool is None:
+            return False
+        if pool not in self._online:
+            try:
+                workers = self._client.read_workers_for_work_pool(pool)
+                self._online[pool] = {one.name for one in workers if one.status == "ONLINE"}
+            except Exception:  # noqa: BLE001 - not known: then the run is given the longer time
+                self._online[pool] = None
+        online = self._online[pool]
+        return online is not None and worker not in online
 
 
 def _runs(client: Any, flows: tuple[str, ...], state: str, since: datetime | None = None) -> list[FlowRun]:

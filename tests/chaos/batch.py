@@ -21,6 +21,7 @@ from uuid import UUID
 import httpx
 from prefect.client.schemas.objects import FlowRun
 
+from prefect_gpu.flows.reaping.stuck import FREQUENCY
 from prefect_gpu.flows.run import resuming
 from prefect_gpu.providers.core.lease import run_prefix
 from tests.chaos import clouds
@@ -58,7 +59,7 @@ class Ground(Stack):
         self.env |= {
             "CHAOS_FOLDER": str(self.folder),
             "CHAOS_HOST": self.host,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+            FREQUENCY: str(HEARTBEAT_S),
             "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # as in prefect.yaml
             "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "20",  # as docs/team.md says
             "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "40",
@@ -97,7 +98,8 @@ class Ground(Stack):
 
     def deploy(self, entrypoint: str, name: str, pool: str = "gpu-tests", **env: str) -> UUID:
         deployment = super().deploy(entrypoint, name, pool, **env)
-        variables = {"working_dir": str(self.folder), "env": {}, "command": LAUNCHER}
+        shipped = {FREQUENCY: str(HEARTBEAT_S)}  # in prefect.yaml
+        variables = {"working_dir": str(self.folder), "env": shipped, "command": LAUNCHER}
         self.client.patch(f"/deployments/{deployment}", json={"job_variables": variables}).raise_for_status()
         return deployment
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -556,9 +557,22 @@ class TestRunsThatNobodyRuns:
         }
         return SimpleNamespace(**{**run, **more})
 
+    def workers(self, worker: str | None, _: str) -> list[Any]:
+        if worker == "nobody says":
+            raise ConnectionError("the API is down")
+        return [SimpleNamespace(name="lives", status="ONLINE"), SimpleNamespace(name="dead", status="OFFLINE")]
+
     @pytest.mark.parametrize(
         ("worker", "age", "expected"),
-        [("dead", 130, True), ("dead", 60, False), ("lives", 130, False), ("lives", 310, True), (None, 310, True)],
+        [
+            ("dead", 130, True),
+            ("dead", 60, False),
+            ("lives", 130, False),
+            ("lives", 310, True),
+            (None, 310, True),
+            ("nobody says", 130, False),
+            ("nobody says", 310, True),
+        ],
     )
     def test_what_a_worker_took_and_did_not_start_is_scheduled_again(
         self, monkeypatch: pytest.MonkeyPatch, worker: str | None, age: int, expected: bool
@@ -566,10 +580,7 @@ class TestRunsThatNobodyRuns:
         run = self.stuck(timedelta(seconds=age), labels={"prefect.worker.name": worker} if worker else {})
         told: list[Any] = []
         client = SimpleNamespace(
-            read_workers_for_work_pool=lambda _: [
-                SimpleNamespace(name="lives", status="ONLINE"),
-                SimpleNamespace(name="dead", status="OFFLINE"),
-            ],
+            read_workers_for_work_pool=partial(self.workers, worker),
             set_flow_run_state=lambda run_id, state: told.append((run_id, state.type)),
             read_flow_run=lambda _: run,
         )
@@ -595,36 +606,95 @@ class TestRunsThatNobodyRuns:
         self, monkeypatch: pytest.MonkeyPatch, every: str | None, beats: list[int], is_dead: bool
     ) -> None:
         """A run of somebody's own deployment, or of none, was declared dead while it waited for its second heartbeat."""
+        assert bool(self.silent(monkeypatch, 600, beats, every=every)) is is_dead
+
+    @pytest.mark.parametrize(
+        ("worker", "others", "age", "every", "is_dead"),
+        [
+            ("dead", [40], 100, "30", True),  # the server was away when its first heartbeat came, and its host died
+            ("dead", [40], 80, "30", False),
+            ("dead", [40], 100, None, False),  # Prefect's own interval
+            ("dead", [], 100, "30", False),  # no event of anybody gets through to the server
+            ("dead", [140], 100, "30", False),  # nor did one since it began
+            ("lives", [40], 100, "30", False),
+            (None, [40], 100, "30", False),
+            ("nobody says", [40], 100, "30", False),
+        ],
+    )
+    def test_one_of_which_nothing_was_ever_heard_is_silent_where_its_worker_is_gone_and_others_are_heard(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        worker: str | None,
+        others: list[int],
+        age: int,
+        every: str | None,
+        is_dead: bool,
+    ) -> None:
+        """It was Running for ever, with its machine until that one's lease was over."""
+        assert bool(self.silent(monkeypatch, age, [], others, worker, every)) is is_dead
+
+    def test_a_process_that_goes_on_is_not_as_silent_as_the_one_before_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.silent(monkeypatch, 80, [600, 630, 660], every="30") == {}
+
+    def silent(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        age: int,
+        beats: list[int],
+        others: Sequence[int] = (),
+        worker: str | None = None,
+        every: str | None = None,
+    ) -> dict[UUID, Any]:
+        """What is silent of one run that began to run so long ago and was heard so long ago, as others were; in seconds."""
         now = utc_now()
-        run = SimpleNamespace(id=uuid4(), deployment_id=uuid4(), job_variables=None)
+        run = SimpleNamespace(
+            id=uuid4(),
+            deployment_id=uuid4(),
+            job_variables=None,
+            state=SimpleNamespace(timestamp=now - timedelta(seconds=age)),
+            labels={"prefect.worker.name": worker} if worker else {},
+            work_pool_name="gpu-flows",
+        )
         variables = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": every}} if every else {}
+
+        def read_events(wanted: Any, limit: int) -> Any:
+            heard = beats if wanted.resource is not None else others
+            times = [now - timedelta(seconds=ago) for ago in heard]
+            return SimpleNamespace(
+                events=[SimpleNamespace(occurred=one) for one in times if one >= wanted.occurred.since][:limit]
+            )
+
         client = SimpleNamespace(
             read_deployment=lambda _: SimpleNamespace(job_variables=variables),
-            read_events=lambda *_, **__: SimpleNamespace(
-                events=[SimpleNamespace(occurred=now - timedelta(seconds=ago)) for ago in beats]
-            ),
+            read_events=read_events,
+            read_workers_for_work_pool=partial(self.workers, worker),
         )
         monkeypatch.setattr(stuck, "_runs", lambda *_: [run])
         context = contextlib.nullcontext(SimpleNamespace(client=client))
         monkeypatch.setattr(stuck.SyncClientContext, "get_or_create", lambda: context)
-        assert bool(stuck.silent(now, timedelta(seconds=90))) is is_dead
+        return stuck.silent(now, timedelta(seconds=90))
 
     def test_one_that_was_suspended_or_is_heard_again_meanwhile_is_not_crashed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         last = utc_now() - timedelta(minutes=4)
-        suspended, heard, dead = uuid4(), uuid4(), uuid4()
-        kinds = {suspended: StateType.PAUSED, heard: StateType.RUNNING, dead: StateType.RUNNING}
+        suspended, heard, again, dead, unheard = (uuid4() for _ in range(5))
+        kinds = {suspended: StateType.PAUSED}
+        beats = {suspended: [last], heard: [utc_now(), last], again: [last], dead: [last], unheard: []}
         told: list[UUID] = []
-        client = SimpleNamespace(
-            read_flow_run=lambda run_id: SimpleNamespace(state=SimpleNamespace(type=kinds[run_id])),
-            set_flow_run_state=lambda run_id, _: told.append(run_id),
-        )
+
+        def read_flow_run(run_id: UUID) -> Any:
+            began = utc_now() if run_id == again else last
+            return SimpleNamespace(state=SimpleNamespace(type=kinds.get(run_id, StateType.RUNNING), timestamp=began))
+
+        client = SimpleNamespace(read_flow_run=read_flow_run, set_flow_run_state=lambda run_id, _: told.append(run_id))
         context = contextlib.nullcontext(SimpleNamespace(client=client))
         monkeypatch.setattr(stuck.SyncClientContext, "get_or_create", lambda: context)
-        monkeypatch.setattr(stuck, "_last_heartbeat", lambda _, run_id: utc_now() if run_id == heard else last)
-        silent = dict.fromkeys((suspended, heard, dead), last)
-        assert stuck.crash(silent, 0.3, wait=lambda _: time.sleep(0.1)) == told == [dead]
+        monkeypatch.setattr(stuck, "_heartbeats", lambda _, __, run_id: beats[run_id])
+        silent = dict.fromkeys(beats, last)
+        assert stuck.crash(silent, 0.3, wait=lambda _: time.sleep(0.1)) == told == [dead, unheard]
 
 
 class TestTheHook:
