@@ -15,6 +15,7 @@ from typing_extensions import override
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
 from prefect_gpu.blocks.network import Network, network_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
@@ -155,11 +156,7 @@ class GcpCredentials(CredentialsBlock):
     cpu_image: GcpImage | None = Field(
         default=None, title="Image of other machines", description="Empty: the newest Ubuntu 24.04."
     )
-    options: GcpOptions = Field(
-        default_factory=GcpOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: GcpOptions = options_field(GcpOptions)
     endpoint: str | None = Field(
         default=None,
         title="Endpoint",

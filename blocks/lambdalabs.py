@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -64,11 +65,7 @@ class LambdalabsCredentials(CredentialsBlock):
     _documentation_url = page("providers/lambdalabs/")
 
     api_key: SecretStr = Field(title="API key", description="From cloud.lambda.ai/api-keys.")
-    options: LambdalabsOptions = Field(
-        default_factory=LambdalabsOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: LambdalabsOptions = options_field(LambdalabsOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -63,11 +64,7 @@ class RunpodCredentials(CredentialsBlock):
     api_key: SecretStr = Field(
         title="API key", description="From console.runpod.io, Settings, API Keys, with the right to read and write."
     )
-    options: RunpodOptions = Field(
-        default_factory=RunpodOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: RunpodOptions = options_field(RunpodOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

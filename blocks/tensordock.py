@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -63,11 +64,7 @@ class TensordockCredentials(CredentialsBlock):
     api_token: SecretStr = Field(
         title="API token", description="From dashboard.tensordock.com, Developer Settings. It is the organization's."
     )
-    options: TensordockOptions = Field(
-        default_factory=TensordockOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: TensordockOptions = options_field(TensordockOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -87,11 +88,7 @@ class VastaiCredentials(CredentialsBlock):
         title="API key",
         description="From cloud.vast.ai, Keys. It needs the rights of instances, of the user and of billing.",
     )
-    options: VastaiOptions = Field(
-        default_factory=VastaiOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: VastaiOptions = options_field(VastaiOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -53,11 +54,7 @@ class VerdaCredentials(CredentialsBlock):
 
     client_id: str = Field(title="Client id", description="From console.verda.com, Keys, Cloud API credentials.")
     client_secret: SecretStr = Field(title="Client secret", description="It is shown once, beside the client id.")
-    options: VerdaOptions = Field(
-        default_factory=VerdaOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: VerdaOptions = options_field(VerdaOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from prefect_gpu.blocks.api import ApiAccess, api_field
 from prefect_gpu.blocks.budget import AccountBudget, budget_field
+from prefect_gpu.blocks.options import options_field
 from prefect_gpu.blocks.pages import logo, page
 
 
@@ -55,11 +56,7 @@ class VultrCredentials(CredentialsBlock):
         title="API key",
         description="From my.vultr.com, Account, API. Its access control must admit the workers' addresses.",
     )
-    options: VultrOptions = Field(
-        default_factory=VultrOptions,
-        title="Options",
-        description="What every order asks for, unless a run says otherwise.",
-    )
+    options: VultrOptions = options_field(VultrOptions)
     budget: AccountBudget = budget_field()
     api: ApiAccess = api_field()
 

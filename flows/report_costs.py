@@ -16,9 +16,9 @@ from pydantic import Field
 from prefect_gpu.flows.report import costs
 from prefect_gpu.flows.report.artifacts import newest, publish
 from prefect_gpu.flows.report.costs import Share
+from prefect_gpu.flows.report.rows import PAGE
 from prefect_gpu.flows.run import ledger, outliving
 from prefect_gpu.flows.run.failure import failed
-from prefect_gpu.flows.run.record import PAGE
 from prefect_gpu.providers.core.models import utc_now
 
 KEY: Final = "costs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
@@ -13,9 +13,9 @@ from prefect.context import SyncClientContext
 from prefect.states import Completed
 
 from prefect_gpu.flows.reaping.clock import APART
+from prefect_gpu.flows.report.rows import rows
 
 SKIPPED: Final = "Skipped"  # the name of the final state of a reap that had nothing to add
-PAGE: Final = 200
 
 
 def called_at(run: FlowRun) -> datetime | None:
@@ -56,13 +56,5 @@ def _waiting(client: Any) -> list[FlowRun]:
         "flows": {"name": {"any_": ["reap"]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
         "sort": "EXPECTED_START_TIME_ASC",
-        "limit": PAGE,
     }
-    found: list[FlowRun] = []
-    while True:
-        page = cast(
-            "list[Any]", client.request("POST", "/flow_runs/filter", json={**question, "offset": len(found)}).json()
-        )
-        found += [FlowRun.model_validate(row) for row in page]
-        if len(page) < PAGE:
-            return found
+    return [FlowRun.model_validate(row) for row in rows(client, "/flow_runs/filter", question)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -14,6 +14,7 @@ from prefect.context import SyncClientContext
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import Crashed, Failed, Scheduled
 
+from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run import resuming
 from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import read_run
@@ -34,7 +35,6 @@ HOPELESS: Final = (
     f"its process ended {resuming.MOST_RESUMES + 1} times before the run began: the worker's own log says why"
 )
 STARTING: Final = timedelta(minutes=5)  # so long one that reports may need
-PAGE: Final = 200
 
 
 def schedule_again(now: datetime) -> list[FlowRun]:
@@ -208,13 +208,5 @@ def _runs(client: Any, flows: tuple[str, ...], state: str, since: datetime | Non
     question = {
         "flows": {"name": {"any_": list(flows)}},
         "flow_runs": {"state": {"type": {"any_": [state]}}, **ended},
-        "limit": PAGE,
     }
-    found: list[FlowRun] = []
-    while True:
-        page = cast(
-            "list[Any]", client.request("POST", "/flow_runs/filter", json={**question, "offset": len(found)}).json()
-        )
-        found += [FlowRun.model_validate(row) for row in page]
-        if len(page) < PAGE:
-            return found
+    return [FlowRun.model_validate(row) for row in rows(client, "/flow_runs/filter", question)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import Final
 from uuid import UUID
 
 from prefect.context import SyncClientContext
@@ -12,10 +12,11 @@ from prefect.context import SyncClientContext
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.reaping.found import by_name
 from prefect_gpu.flows.reaping.memory import Memory
+from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run import ledger
 from prefect_gpu.flows.run.attempt import Attempt
 from prefect_gpu.flows.run.giving_back import is_over, read_run, settled
-from prefect_gpu.flows.run.record import PAGE, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import Listing
@@ -35,19 +36,14 @@ def open_records(memory: Memory) -> list[Record]:
 def _written_since(since: datetime | None) -> list[UUID]:
     """The runs whose records were written since then, all of them the first time."""
     found: list[UUID] = []
-    question = {"artifacts": {"key": {"like_": "attempts-%"}}, "sort": "UPDATED_DESC", "limit": PAGE}
+    question = {"artifacts": {"key": {"like_": "attempts-%"}}, "sort": "UPDATED_DESC"}
     with SyncClientContext.get_or_create() as prefect:
-        while True:
-            rows = prefect.client.request(
-                "POST", "/artifacts/latest/filter", json={**question, "offset": len(found)}
-            ).json()
-            for row in cast("list[dict[str, Any]]", rows):
-                if since is not None and datetime.fromisoformat(row["updated"]) < since:
-                    return found
-                with suppress(ValueError):
-                    found.append(UUID(row["key"].removeprefix("attempts-")))
-            if len(rows) < PAGE:
-                return found
+        for row in rows(prefect.client, "/artifacts/latest/filter", question):
+            if since is not None and datetime.fromisoformat(row["updated"]) < since:
+                break
+            with suppress(ValueError):
+                found.append(UUID(row["key"].removeprefix("attempts-")))
+    return found
 
 
 def missing_credentials(records: list[Record], known: set[str]) -> list[str]:

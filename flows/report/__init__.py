@@ -1,1 +1,1 @@
-"""What people look at. Reading order: text, artifacts, last_reap, charts, prices, refreshed, costs."""
+"""What people look at. Reading order: text, artifacts, last_reap, charts, prices, refreshed, costs, rows."""

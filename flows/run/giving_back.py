@@ -19,9 +19,10 @@ from prefect.logging.loggers import flow_run_logger
 
 from prefect_gpu import providers as registry
 from prefect_gpu.blocks.realm import GpuRealm
+from prefect_gpu.flows.report.rows import PAGE
 from prefect_gpu.flows.run import ledger, resuming, story
 from prefect_gpu.flows.run.attempt import GONE, OWED, Attempt
-from prefect_gpu.flows.run.record import PAGE, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import utc_now

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import date, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.context import SyncClientContext
@@ -18,8 +18,9 @@ from prefect.context import SyncClientContext
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import last_reap
 from prefect_gpu.flows.report.artifacts import newest, noted
+from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run.attempt import Attempt, join
-from prefect_gpu.flows.run.record import PAGE, Record, newest_first, told_by_all
+from prefect_gpu.flows.run.record import Record, newest_first, told_by_all
 from prefect_gpu.providers.core.contract import Billing, Capabilities
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.models import Model, utc_now
@@ -189,19 +190,12 @@ def _written(since: datetime) -> dict[UUID, Record]:
 
 def artifacts(key: dict[str, Any], since: datetime | None = None) -> Iterator[dict[str, Any]]:
     """Artifacts by their keys, the newest first, down to those last written before `since`."""
-    question = {"artifacts": {"key": key}, "sort": "UPDATED_DESC", "limit": PAGE}
-    offset = 0
+    question = {"artifacts": {"key": key}, "sort": "UPDATED_DESC"}
     with SyncClientContext.get_or_create() as prefect:
-        while True:
-            answer = prefect.client.request("POST", "/artifacts/filter", json={**question, "offset": offset}).json()
-            rows = cast("list[dict[str, Any]]", answer)
-            for row in rows:
-                if since is not None and datetime.fromisoformat(row["updated"]) < since:
-                    return
-                yield row
-            if len(rows) < PAGE:
+        for row in rows(prefect.client, "/artifacts/filter", question):
+            if since is not None and datetime.fromisoformat(row["updated"]) < since:
                 return
-            offset += PAGE
+            yield row
 
 
 def _joined(rows: Iterable[dict[str, Any]]) -> dict[UUID, Record]:

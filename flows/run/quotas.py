@@ -18,15 +18,16 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from prefect.context import SyncClientContext
 from typing_extensions import override
 
 from prefect_gpu.flows.report import text
+from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run import account_budget, ledger
 from prefect_gpu.flows.run.attempt import ORDERED, Attempt
-from prefect_gpu.flows.run.record import PAGE, Record
+from prefect_gpu.flows.run.record import Record
 from prefect_gpu.providers.core.errors import QuotaExceeded
 from prefect_gpu.providers.core.models import Offer, utc_now
 
@@ -76,20 +77,10 @@ def quota_of(name: str, limit: int) -> Quota | None:
 
 def set_here() -> list[Quota]:
     """The quotas that are set on this Prefect server and switched on."""
-    found: list[Quota] = []
-    offset = 0
     with SyncClientContext.get_or_create() as prefect:
-        while True:
-            question = {"limit": PAGE, "offset": offset}
-            answer = prefect.client.request("POST", "/v2/concurrency_limits/filter", json=question).json()
-            rows = cast("list[dict[str, Any]]", answer)
-            for row in rows:
-                quota = quota_of(row["name"], row["limit"])
-                if quota is not None and row["active"]:
-                    found.append(quota)
-            if len(rows) < PAGE:
-                return found
-            offset += PAGE
+        limits = list(rows(prefect.client, "/v2/concurrency_limits/filter", {}))
+    quotas = (quota_of(row["name"], row["limit"]) for row in limits if row["active"])
+    return [quota for quota in quotas if quota is not None]
 
 
 def must_allow(record: Record, line: Attempt, max_cost: float | None = None) -> None:

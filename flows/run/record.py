@@ -13,18 +13,18 @@ from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from prefect.context import SyncClientContext
 
 from prefect_gpu.flows.report.artifacts import noted, publish
+from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run.attempt import CURRENT, Attempt, is_news, join
 from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.models import Instance, JobResult, Offer
 
 HIDDEN: Final = "result"  # of the kind that both UIs leave out: a person reads the three cards
-PAGE: Final = 200  # the most that the API gives at once
 _RESULT: Final = (
     "result"  # in the artifact's metadata too: how the job ended, for who goes on when its machine is given back
 )
@@ -58,19 +58,13 @@ class Record:
     def read(cls, run_id: UUID) -> Record:
         """The record as last written, empty if there is none."""
         keys = [_key(run_id), _settled_key(run_id)]
-        question = {"artifacts": {"key": {"any_": keys}}, "sort": "UPDATED_DESC", "limit": PAGE}
-        rows: list[dict[str, Any]] = []
+        question = {"artifacts": {"key": {"any_": keys}}, "sort": "UPDATED_DESC"}
         with SyncClientContext.get_or_create() as prefect:  # the flow's own client: a new one takes 20 ms
-            while True:
-                response = prefect.client.request("POST", "/artifacts/filter", json={**question, "offset": len(rows)})
-                page = cast("list[dict[str, Any]]", response.json())
-                rows += page
-                if len(page) < PAGE:
-                    break
-        versions = newest_first(row for row in rows if row["key"] == keys[0])
+            written = list(rows(prefect.client, "/artifacts/filter", question))
+        versions = newest_first(row for row in written if row["key"] == keys[0])
         flows = versions[0] if versions else None
         own = cls.parse(flows["data"]) if flows else []
-        settled = [line for row in rows if row["key"] == keys[1] for line in _readable(row["data"])]
+        settled = [line for row in written if row["key"] == keys[1] for line in _readable(row["data"])]
         record = cls(
             run_id,
             join(told_by_all(own, versions[1:]), settled),

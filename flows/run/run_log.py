@@ -12,7 +12,7 @@ from prefect.context import SyncClientContext
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogHandler
 
-from prefect_gpu.flows.run.record import PAGE
+from prefect_gpu.flows.report.rows import PAGE
 
 
 def flush() -> None:

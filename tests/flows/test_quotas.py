@@ -112,7 +112,7 @@ def test_one_that_is_switched_off_does_not_count(team: Team) -> None:
 
 
 def test_all_of_many_limits_are_read(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "PAGE", 1)
+    monkeypatch.setattr("prefect_gpu.flows.report.rows.PAGE", 1)
     names = {team.sets(f"{what} on {team.provider}", 3) for what in ("machines", team.gpu)}
     assert names <= {one.name for one in quotas.set_here()}
 
