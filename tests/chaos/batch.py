@@ -183,14 +183,19 @@ class Batch:
         for event in self.befalling:
             self._at(event.at_s, lambda event=event: self._befall(event))  # type: ignore[misc]
         self._at(REAP_EVERY_S, self._reap)
-        with _acts(self.ground.folder / "acts") as link:
-            while self._elapsed() < PATIENCE_S:
-                self._hear(link)
-                while self._due and self._due[0][0] <= self._elapsed():
-                    heapq.heappop(self._due)[2]()
-                if self._all_ended():
-                    break
-        self._finish()
+        try:
+            with _acts(self.ground.folder / "acts") as link:
+                while self._elapsed() < PATIENCE_S:
+                    self._hear(link)
+                    while self._due and self._due[0][0] <= self._elapsed():
+                        heapq.heappop(self._due)[2]()
+                    if self._all_ended():
+                        break
+            self._finish()
+        finally:
+            for process in self._leaving:
+                process.kill()
+                process.wait(10)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -339,7 +344,6 @@ class Batch:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
             process.kill()
-            process.wait(10)
         for cloud in self.ground.clouds.values():
             cloud.mend()
         for _ in range(2):
