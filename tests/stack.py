@@ -6,12 +6,13 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -172,6 +173,17 @@ class Stack:
         question = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return [row["message"] for row in self.client.post("/logs/filter", json=question).json()]
 
+    def job_output(self, run_id: UUID) -> list[str]:
+        """The lines of the run's jobs, as its log has them: a line that took long to come may stand in two records."""
+        rows: list[dict[str, Any]] = []
+        question = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        while len(rows) % 200 == 0:
+            page = self.client.post("/logs/filter", json={**question, "offset": len(rows)}).raise_for_status().json()
+            rows += page
+            if not page:
+                break
+        return lines_of((row["name"], row["message"]) for row in rows)
+
     def record(self, run_id: UUID) -> list[dict[str, Any]]:
         """The record of a run's orders, as its artifact has it."""
         question = {"artifacts": {"key": {"any_": [f"attempts-{run_id}"]}}, "limit": 1}
@@ -243,6 +255,18 @@ def running(folder: Path, database: str = "") -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+def lines_of(records: Iterable[tuple[str, str]]) -> list[str]:
+    """The lines in records of a job's output, which is ASCII: the logger says how far it comes, so whether the last line is whole."""
+    text, ends = "", dict[str, int]()
+    for name, message in records:
+        if named := re.fullmatch(r"job@(\d+)(.*)", name):
+            end, job = int(named[1]), named[2]
+            is_open = end - ends.get(job, 0) == len(message)
+            text += message + ("" if is_open else "\n")
+            ends[job] = end
+    return text.splitlines()
 
 
 def wait_until(

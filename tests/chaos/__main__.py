@@ -55,7 +55,7 @@ def run_seeds(ground: Ground, numbers: list[int], *, with_events: bool = True) -
         prefix = run_prefix(ground.realm_name, run_id)
         judge.of_clouds(verdict, ground.clouds, prefix)
         is_complete = judge.of_state(verdict, seed, batch.last[run_id], fired, others_died=others_died)
-        judge.of_output(verdict, seed, ground.output(run_id), is_complete=is_complete)
+        judge.of_output(verdict, seed, ground.job_output(run_id), is_complete=is_complete)
         judge.of_cost(verdict, ground.clouds, prefix, records[run_id])
         found.append(verdict)
         if verdict.faults:

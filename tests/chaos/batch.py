@@ -129,21 +129,6 @@ with get_client(sync_client=True) as client:
         rows = self.client.post("/flow_runs/filter", json=question).raise_for_status().json()
         return {UUID(row["id"]): row for row in rows}
 
-    def output(self, run_id: UUID) -> list[str]:
-        """The lines of the run's job, as its log has them."""
-        found: list[dict[str, Any]] = []
-        while True:
-            question = {
-                "logs": {"flow_run_id": {"any_": [str(run_id)]}},
-                "sort": "TIMESTAMP_ASC",
-                "limit": 200,
-                "offset": len(found),
-            }
-            page = self.client.post("/logs/filter", json=question).raise_for_status().json()
-            found += page
-            if len(page) < 200:
-                return [line for row in found if row["name"].startswith("job@") for line in row["message"].splitlines()]
-
     def records(self, run_ids: list[UUID]) -> dict[UUID, list[dict[str, Any]]]:
         """The runs' orders, as their flows wrote them and as others settled them."""
         program = f"""

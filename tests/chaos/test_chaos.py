@@ -37,7 +37,7 @@ def test_a_run_on_postgresql_is_whole_and_so_is_what_a_reap_sees_of_it(ground: G
     run_id = ground.run(ground.deployments["provision/default"], **asked)
     ground.wait_for_state(run_id, "Completed", "Failed", "Crashed")
     assert ground.message(run_id).startswith("exit 0 in ")
-    assert ground.output(run_id) == [f"line {number}" for number in range(1, 501)]
+    assert ground.job_output(run_id) == [f"line {number}" for number in range(1, 501)]
     (line,) = ground.records([run_id])[run_id]
     assert (line["outcome"], line["cost"] > 0) == ("gone", True)
     reap = ground.run(ground.deployments["reap/default"])

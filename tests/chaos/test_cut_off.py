@@ -102,7 +102,7 @@ def test_who_is_cut_off_loses_its_run_to_another_host_which_goes_on_with_machine
         time.sleep(8)  # the first one has asked by now whose run it is
         assert ground.flow_run(run_id)["state"]["id"] == ended["state"]["id"]  # type: ignore[index]
         assert ended["run_count"] == 2  # type: ignore[index]
-        assert ground.output(run_id) == [f"line {number}" for number in range(1, LINES + 1)]
+        assert ground.job_output(run_id) == [f"line {number}" for number in range(1, LINES + 1)]
         orders = ground.clouds["verda"].orders(run_prefix(ground.realm_name, run_id))
         assert [order.id for order in orders] == mine
         assert not alive(ground, run_id)

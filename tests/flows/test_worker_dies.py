@@ -38,22 +38,6 @@ def worker(stack: Stack, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait(10)
 
 
-def output(stack: Stack, run_id: object) -> list[str]:
-    """The lines of the job in the run's log."""
-    found: list[str] = []
-    while True:
-        question = {
-            "logs": {"flow_run_id": {"any_": [str(run_id)]}},
-            "sort": "TIMESTAMP_ASC",
-            "limit": 200,
-            "offset": len(found),
-        }
-        page = stack.client.post("/logs/filter", json=question).json()
-        found += page
-        if len(page) < 200:
-            return [line for row in found if row["name"].startswith("job@") for line in row["message"].splitlines()]
-
-
 @pytest.mark.timeout(600)
 def test_five_jobs_end_well_after_their_worker_was_killed(
     stack: Stack, worker: subprocess.Popen[bytes], tmp_path: Path
@@ -75,5 +59,5 @@ def test_five_jobs_end_well_after_their_worker_was_killed(
         assert stack.wait_for_state(run, "Completed", "Failed", "Crashed", "Cancelled") == "Completed", stack.logs(run)
     wanted = [f"{word} {number}" for word in ("line", "more") for number in range(1, LINES + 1)]
     for run in runs:
-        wait_until(lambda run=run: len(output(stack, run)) >= len(wanted), 30, "the last lines")  # type: ignore[misc]
-        assert output(stack, run) == wanted
+        wait_until(lambda run=run: len(stack.job_output(run)) >= len(wanted), 30, "the last lines")  # type: ignore[misc]
+        assert stack.job_output(run) == wanted
