@@ -92,6 +92,11 @@ class Run:
         """Why this process must stop, or None: asked by everything that waits. What was bought is `clean_up`'s to give back."""
         return self.ownership.why if self.ownership.is_lost else self.budget.stop_reason()
 
+    def stop_reason_of_an_order(self) -> str | None:
+        """The same, by the server's word of the last second: asked before an order is sent, each time that it is."""
+        self.ownership.ask(within_s=5, fresh_s=FRESH_S)
+        return self.stop_reason()
+
     def must_be_owner(self) -> None:
         """Go on only with the server's word that the run is still this process's: asked before each create."""
         deadline, said = time.monotonic() + API_PATIENCE_S, False

@@ -5,16 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from contextvars import copy_context
 from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from prefect_gpu import providers as registry
-from prefect_gpu.flows.report import text
-from prefect_gpu.flows.run import adopting, cards, ledger, naming, quotas, request, run_log, story, tries, unfit, unseen
-from prefect_gpu.flows.run.attempt import CURRENT, OWED, Attempt, new_attempt
+from prefect_gpu.flows.run import (
+    adopting,
+    cards,
+    ledger,
+    ordering,
+    request,
+    run_log,
+    story,
+    tries,
+    unfit,
+    unseen,
+)
+from prefect_gpu.flows.run.attempt import CURRENT, OWED, new_attempt
 from prefect_gpu.flows.run.beginning import begin
 from prefect_gpu.flows.run.execution import Run
 from prefect_gpu.flows.run.failure import OVER_BUDGET, failed
@@ -22,13 +31,12 @@ from prefect_gpu.flows.run.limits import checked as checked_limits
 from prefect_gpu.flows.run.offers import ask
 from prefect_gpu.flows.run.waiting import worth_an_order
 from prefect_gpu.providers import account_of
-from prefect_gpu.providers.core.aside import Aside, Stopped
+from prefect_gpu.providers.core.aside import Stopped
 from prefect_gpu.providers.core.catalog import explain
-from prefect_gpu.providers.core.errors import InstanceFailed, OverBudget, ProviderError
+from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
 from prefect_gpu.providers.core.lease import MAX_ATTEMPT, Lease
-from prefect_gpu.providers.core.models import Instance, JobResult, Offer, utc_now
+from prefect_gpu.providers.core.models import Instance, JobResult, Offer
 from prefect_gpu.providers.core.renting.launch import lease_deadline
-from prefect_gpu.providers.core.renting.order import Owed
 
 __all__ = [
     "begin",
@@ -95,7 +103,7 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     if line is not None and line.outcome == CURRENT:
         return adopting.instance_of(line)
     if line is not None:
-        return _ordered(run, offer, line, started, is_again=True)
+        return ordering.ordered(run, offer, line, started, is_again=True)
     number = run.record.next_attempt
     if number > MAX_ATTEMPT:
         raise RuntimeError(f"{number} orders were sent in this run: start a new one")
@@ -106,51 +114,7 @@ def create_instance(run: Run, offer: Offer) -> Instance:
     deadline = run.budget.lease_until(offer, lease_deadline(offer, library.capabilities, run.job))  # from now on
     lease = Lease(realm=run.realm, run_id=run.id, deadline=deadline, run_count=run.count, attempt=number)
     attempt = run.record.open(new_attempt(number, lease.name, offer, account, account_id), offer)
-    return _ordered(run, offer, attempt, started)
-
-
-def _ordered(run: Run, offer: Offer, attempt: Attempt, started: float, *, is_again: bool = False) -> Instance:
-    """The instance that the order of this line bought; what it came to is on the record."""
-    library, lease = registry.library(offer.provider), Lease.parse(attempt.name)
-    assert lease is not None  # noqa: S101 - the name was made of one
-    lease = lease.model_copy(update={"ordered_at": attempt.ordered_at})
-    send = library.settle_order if is_again else library.create_instance
-    try:
-        if not is_again:  # one that was sent is paid for
-            quotas.must_allow(run.record, attempt, run.limits.max_cost)
-            attempt = run.record.attempts[-1]
-        instance = send(
-            offer,
-            lease,
-            run.requirements,
-            run.job,
-            run.options.get(offer.provider, {}),
-            account=attempt.account,
-            should_stop=run.stop_reason,
-            on_progress=run.say_progress,
-        )
-    except Owed as owed:
-        run.record.note(attempt, outcome=OWED, why=owed.message)
-        run.write_record()
-        raise
-    except InstanceFailed as failed:  # it was accepted: something may stand there, which `pass_over` gives back
-        run.record.note(attempt, why=failed.message)
-        raise
-    except ProviderError as refused:
-        run.record.note(
-            run.record.attempts[-1], outcome=refused.short, why=refused.message, gone_at=utc_now(), cost=0.0
-        )
-        if isinstance(refused, OverBudget | quotas.NoRoom):
-            run.write_record()  # what it was counted with is free for others at once
-        raise
-    before = {naming.named(one.gpu, one.provider, run.command) for one in run.record.attempts}
-    name = naming.named(offer.gpu, offer.provider, run.command)
-    context = copy_context()
-    run.renaming = Aside(lambda: context.run(naming.rename, run.id, name, before))
-    run.accepted(instance)
-    until = f"{lease.name}, lease until {text.clock_time(lease.deadline)}"
-    run.say(story.step(3, "create", until, time.monotonic() - started))
-    return instance
+    return ordering.ordered(run, offer, attempt, started)
 
 
 # --- 4 ----------------------------------------------------------------------------------------------------------------

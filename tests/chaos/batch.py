@@ -253,7 +253,9 @@ class Batch:
         else:
             name = WORKERS[event.which]
             self.say(f"  {self._elapsed():.0f} s: {name}: {event.what}")
-            process = self.ground.processes.pop(name)
+            process = self.ground.processes.pop(name, None)
+            if process is None:  # it is gone already, and comes again
+                return
             process.send_signal(signal.SIGKILL if event.what == "worker dies" else signal.SIGTERM)
             self._leaving.append(process)
             self._in(event.seconds, lambda: self.ground.begin_worker(name))

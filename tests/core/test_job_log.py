@@ -13,11 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
+from prefect.client.base import PrefectHttpxSyncClient
 from prefect.client.schemas.sorting import LogSort
+from prefect.settings import get_current_settings
 
 from prefect_gpu.providers.core.renting import job_log
 from prefect_gpu.providers.core.renting.job_log import JobLog, shown_until
+from prefect_gpu.providers.core.renting.shown import no_repeats
 from tests.stack import wait_until
 
 RUN = UUID(int=7)
@@ -30,18 +34,24 @@ class Api:
         self.records: list[dict[str, Any]] = []
         self.requests: list[int] = []
         self.is_down = False
+        self.takes: list[int] = []
         self.arrived = threading.Event()
 
     def create_logs(self, logs: list[dict[str, Any]]) -> None:
         if self.is_down:
             raise ConnectionError("the API is down")
+        if self.takes:  # so many of the next ones, and its answer is lost
+            self.records += logs[: self.takes.pop(0)]
+            raise httpx.ReadError("the server was killed")
         self.records += logs
         self.requests.append(len(logs))
         self.arrived.set()
 
     def read_logs(self, log_filter: Any, limit: int, offset: int, sort: LogSort) -> list[Any]:
         assert sort is LogSort.TIMESTAMP_DESC
-        newest_first = sorted(self.records, key=lambda record: record["timestamp"], reverse=True)
+        since = log_filter.timestamp.after_.isoformat() if log_filter.timestamp is not None else ""
+        mine = [record for record in self.records if record["timestamp"] >= since]
+        newest_first = sorted(mine, key=lambda record: record["timestamp"], reverse=True)
         return [SimpleNamespace(**record) for record in newest_first[offset : offset + limit]]
 
     @property
@@ -306,6 +316,56 @@ def test_what_another_process_shows_is_not_missing(api: Api, show: Callable[...,
     write(log, tmp_path / "log", b"its successor's\n")
     assert log.close() == 0
     assert (api.messages, notes) == ([], [])
+
+
+@pytest.mark.parametrize("takes", [[0], [1], [2], [50], [50, 0, 1, 50]])
+def test_what_was_taken_though_its_answer_was_lost_is_not_sent_again(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, takes: list[int]
+) -> None:
+    """Prefect's server was killed between the two."""
+    api.create_logs([{"name": "job@500000", "message": "of an earlier job of this run", "timestamp": "2020"}])
+    api.takes = takes
+    log = show()
+    lines = "".join(f"{n} {'x' * 90}\n" for n in range(2_000))
+    for at in range(0, len(lines), 70_001):
+        write(log, tmp_path / "log", lines[at : at + 70_001].encode())
+        time.sleep(0.1)
+    assert log.close() == 0
+    assert "\n".join(api.messages[1:]) == lines.removesuffix("\n")
+    assert api.takes == []
+
+
+def test_a_process_that_was_stopped_right_before_it_posts_asks_whose_the_run_is(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_mine = [True]
+    original = JobLog._post
+
+    def post(self: JobLog, *arguments: Any, **named: Any) -> bool:
+        is_mine[0] = self._grown_to <= 4  # for so long it was stopped here that another process shows the rest
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(JobLog, "_post", post)
+    log = show(still_owns=lambda: is_mine[0])
+    write(log, tmp_path / "log", b"one\n")
+    assert api.arrived.wait(2)
+    write(log, tmp_path / "log", b"two\n")
+    assert log.close() == 0
+    assert api.messages == ["one"]
+
+
+def test_prefects_client_sends_a_request_once_where_it_is_told_so() -> None:
+    sent: list[str] = []
+
+    def lost(request: httpx.Request) -> httpx.Response:
+        sent.append(request.url.path)
+        raise httpx.ReadError("the server was killed")
+
+    with PrefectHttpxSyncClient(transport=httpx.MockTransport(lost), base_url="http://prefect") as client:
+        with no_repeats(), pytest.raises(httpx.ReadError):
+            client.post("/logs/", json=[])
+        assert sent == ["/logs/"]
+        assert get_current_settings().client.max_retries > 0
 
 
 def test_a_chatty_job_costs_few_requests(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort
 from prefect.flow_engine import run_flow
 from prefect.states import Crashed, Failed, Pending, Running, Scheduled
 
@@ -15,6 +16,7 @@ from prefect_gpu.flows.provision import provision
 from prefect_gpu.flows.run import resuming
 from prefect_gpu.flows.run.attempt import Attempt, new_attempt
 from prefect_gpu.flows.run.record import Record
+from prefect_gpu.providers.core.errors import Transient
 from prefect_gpu.providers.core.lease import Lease
 from prefect_gpu.providers.core.models import JobResult, utc_now
 from prefect_gpu.providers.core.requests import Job, Requirements
@@ -179,3 +181,49 @@ def test_a_row_whose_instance_bears_another_name_is_not_gone_on_with(rented: Ren
     crashing.wrote(crashing.line(outcome="current", instance_id=foreign))
     assert crashing.go_on().startswith("exit 0 in")
     assert [order.name for order in rented["alpha"].alive()] == ["somebody-s-machine"]
+
+
+def give_away(run_id: Any) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Scheduled(), force=True)
+
+
+def test_a_process_that_was_stopped_before_its_order_while_its_run_went_to_another_sends_none(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write before it takes a moment: it may be stopped there for longer than another one needs to order."""
+    original, runs = Record.open, list[Any]()
+
+    def stopped_after(self: Record, *arguments: Any) -> Attempt:
+        line = original(self, *arguments)
+        runs.append(self.run_id)
+        give_away(self.run_id)
+        return line
+
+    monkeypatch.setattr(Record, "open", stopped_after)
+    monkeypatch.setattr("prefect_gpu.flows.run.execution.FRESH_S", 0.0)
+    with pytest.raises(Abort):
+        rented.run()
+    assert [cloud.orders() for cloud in rented.clouds.values()] == [[], []]
+    (line,) = Record.read(runs[0]).attempts
+    assert (line.outcome, line.cost, line.may_cost) == ("not sent", 0.0, False)
+
+
+def test_nor_does_one_that_was_stopped_before_it_sends_the_order_again(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = type(rented.libraries["alpha"].driver())
+    sent: list[str] = []
+
+    def stopped_after(self: Any, offer: Any, spec: Any) -> Any:
+        lease = Lease.parse(spec.name)
+        assert lease is not None
+        sent.append(spec.name)
+        give_away(lease.run_id)
+        raise Transient("busy")
+
+    monkeypatch.setattr(driver, "create_instance", stopped_after)
+    monkeypatch.setattr("prefect_gpu.flows.run.execution.FRESH_S", 0.0)
+    with pytest.raises(Abort):
+        rented.run()
+    assert len(sent) == 1

@@ -28,7 +28,14 @@ from prefect_gpu.providers.core.aside import always
 from prefect_gpu.providers.core.machine import kept_log
 from prefect_gpu.providers.core.models import utc_now
 from prefect_gpu.providers.core.renting.plain_log import PlainLog, logger, readable
-from prefect_gpu.providers.core.renting.shown import ClientFactory, LogsClient, logger_name, own_client, shown_until
+from prefect_gpu.providers.core.renting.shown import (
+    ClientFactory,
+    LogsClient,
+    logger_name,
+    no_repeats,
+    own_client,
+    shown_until,
+)
 
 CAP_BYTES: Final = 10_000_000
 RECORD_BYTES: Final = 16_000  # a character is at most one byte longer when decoded, and Cloud's limit is 25,000
@@ -72,21 +79,20 @@ class JobLog:
     ) -> None:
         self._path = path
         self._run_id = flow_run_id
-        self._is_attached = False
-        self._is_others = False
+        self._is_attached = self._is_unsure = self._is_others = False
         self._attempt, self._tries = attempt, tries
         self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
         self._client = client
         self._still_owns = still_owns
         self.note = note  # an `on_link` of Machine.run
         self._cap = cap_bytes
-        self._position = start  # shown up to here
+        self._start = self._position = start  # shown up to here
         self._grown_to = start
         self._grown_at = 0.0
         self._give_up_at: float | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
-        self._last_stamp = utc_now()
+        self._began = self._last_stamp = utc_now()
         self._said = _Said()
         self.unshown = 0  # bytes, at the end
         context = contextvars.copy_context()  # Prefect's settings live in it
@@ -129,14 +135,16 @@ class JobLog:
     # --- the thread -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        retry = _FIRST_PAUSE_S
+        retry, shown = _FIRST_PAUSE_S, self._position
         while True:
             try:
-                with self._client() as api:
+                with self._client() as api, no_repeats():
                     self._show(api)
                     return
             except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises, the job goes on
                 _log.debug("Prefect's API takes no log records: %s", error)
+            if self._position > shown:
+                retry, shown = _FIRST_PAUSE_S, self._position
             if self._give_up_at is not None and time.monotonic() > self._give_up_at:
                 return
             if self._closing.wait(retry):
@@ -149,13 +157,13 @@ class JobLog:
         while True:
             is_closing = self._closing.is_set()  # read first: what was written before is shown
             self._wake.clear()
-            if not self._still_owns():
-                self._is_others = True  # another process shows it from where the run's log ends
-                return
             grown_to = self._grown_to  # read before it is known where to begin: `started` comes before any output
-            if self._is_attached:
+            if self._is_attached or self._is_unsure:
                 self._go_on_where_the_log_ends(api)
-            if self._post(api, grown_to, is_final=is_closing):
+            did_post = self._post(api, grown_to, is_final=is_closing)
+            if self._is_others:
+                return
+            if did_post:
                 self._closing.wait(pause)
                 pause = min(_LONGEST_PAUSE_S, pause * 2) if self._grown_to > self._position else _FIRST_PAUSE_S
             elif is_closing:
@@ -167,9 +175,11 @@ class JobLog:
 
     def _go_on_where_the_log_ends(self, api: LogsClient) -> None:
         own = contextlib.nullcontext(api)
-        self._position = shown_until(self._run_id, lambda: own, self._attempt, self._tries)
+        since = None if self._is_attached else self._began
+        there = shown_until(self._run_id, lambda: own, self._attempt, self._tries, since)
+        self._position = max(self._start, there)
         self._said = _Said(cut=self._position >= self._cap)
-        self._is_attached = False
+        self._is_attached = self._is_unsure = False
 
     def _post(self, api: LogsClient, grown_to: int, *, is_final: bool) -> bool:
         """Post one batch of what there is up to a byte; whether there was one."""
@@ -194,7 +204,14 @@ class JobLog:
             records += more
         if not records:
             return False
+        if (
+            not self._still_owns()
+        ):  # asked last: a process may be stopped at any line for as long as its run needs to go to another
+            self._is_others = True  # which shows it from where the run's log ends
+            return False
+        self._is_unsure = True  # where no answer comes, they may be there
         api.create_logs(records)
+        self._is_unsure = False
         self._position = position
         self._said = said
         return True

@@ -10,12 +10,13 @@ import contextlib
 import re
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.sorting import LogSort
-from prefect.context import SyncClientContext
+from prefect.context import SettingsContext, SyncClientContext, get_settings_context
 
 _LOGGER = re.compile(r"job@(\d+)(?:\+(\d+))?(?:/(\d+))?", re.ASCII)
 _PAGE = 200
@@ -46,14 +47,33 @@ def own_client() -> Generator[LogsClient]:
         yield prefect.client
 
 
+@contextlib.contextmanager
+def no_repeats() -> Generator[None]:
+    """Prefect's client sends each request once: of one whose answer was lost it does not know whether it was carried out."""
+    context = get_settings_context()
+    settings = context.settings
+    once = settings.client.model_copy(update={"max_retries": 0})
+    with SettingsContext(profile=context.profile, settings=settings.model_copy(update={"client": once})):
+        yield
+
+
 def logger_name(offset: int, attempt: int = 0, tries: int = 1) -> str:
     """The logger of a record that shows a job's output up to this byte."""
     return f"job@{offset}" + (f"+{attempt}" if attempt else "") + (f"/{tries}" if tries > 1 else "")
 
 
-def shown_until(flow_run_id: UUID, client: ClientFactory = own_client, attempt: int = 0, tries: int = 1) -> int:
-    """The byte offset up to which the output of a job's try stands in its run's log: where it is gone on with. 0 if there is none."""
-    mine = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+def shown_until(
+    flow_run_id: UUID,
+    client: ClientFactory = own_client,
+    attempt: int = 0,
+    tries: int = 1,
+    since: datetime | None = None,
+) -> int:
+    """The byte offset up to which the output of a job's try stands in its run's log, posted `since` or ever: where it is gone on with. 0 if there is none."""
+    mine = LogFilter(
+        flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]),
+        timestamp=LogFilterTimestamp.model_validate({"after_": since}) if since is not None else None,
+    )
     with client() as api:
         for page in range(_MOST_PAGES):
             records = api.read_logs(mine, limit=_PAGE, offset=page * _PAGE, sort=LogSort.TIMESTAMP_DESC)
