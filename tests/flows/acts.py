@@ -118,7 +118,7 @@ class Stage(Ground):
         return Acted(self.begin("echo line 1; sleep 600", **more))
 
     def speaks(self, run_id: UUID) -> bool:
-        return "line 1" in self.output(run_id)
+        return "line 1" in self.job_output(run_id)
 
     def until(self, condition: Any, within_s: float, what: str, run_id: UUID | None = None) -> None:
         def evidence() -> str:

@@ -90,7 +90,7 @@ def is_whole(stage: Stage, acted: Acted) -> None:
     """It ended well: every line once, of one machine, which is gone."""
     stage.until_state(acted.run_id, "Completed", "Failed", "Cancelled")
     assert stage.state(acted.run_id) == "Completed", stage.message(acted.run_id)
-    assert stage.output(acted.run_id) == acted.lines
+    assert stage.job_output(acted.run_id) == acted.lines
     assert len(stage.ordered(acted.run_id)) == 1
     assert stage.alive_of(acted.run_id) == []
 
@@ -151,7 +151,7 @@ def test_a_paused_job_goes_on_is_shown_and_after_resume_the_same_process_brings_
 ) -> None:
     acted = runs["paused"]
     acted.gates[0].touch()
-    stage.until(lambda: len(stage.output(acted.run_id)) == 2 * BLOCK, 30, "lines of a paused run", acted.run_id)
+    stage.until(lambda: len(stage.job_output(acted.run_id)) == 2 * BLOCK, 30, "lines of a paused run", acted.run_id)
     assert stage.state(acted.run_id) == "Paused"
     stage.client.post(f"/flow_runs/{acted.run_id}/resume").raise_for_status()
     stage.until_state(acted.run_id, "Running")
@@ -182,7 +182,7 @@ def test_a_retry_of_a_run_that_failed_gives_back_first_what_is_owed_and_goes_on_
     assert stage.alive_of(run_id, "lambdalabs") == [first]
     cloud.mend()
     stage.until_state(run_id, "Completed", "Failed")
-    assert stage.output(run_id) == ["first", "again from 7"], stage.message(run_id)
+    assert stage.job_output(run_id) == ["first", "again from 7"], stage.message(run_id)
     assert len(stage.ordered(run_id, "lambdalabs")) == 2
     assert stage.alive_of(run_id, "lambdalabs") == []
 

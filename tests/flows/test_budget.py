@@ -213,11 +213,11 @@ class TestARun:
     def test_is_stopped_while_prefects_api_is_down(self, dear: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
         from prefect_gpu.flows.run.ownership import Ownership, Standing
 
-        original, asked = Ownership.ask, []
+        original = Ownership.ask
 
         def ask(self: Ownership, within_s: float, *, fresh_s: float = 0.0) -> Standing:
-            asked.append(within_s)
-            return original(self, within_s, fresh_s=fresh_s) if len(asked) == 1 else Standing.UNKNOWN
+            is_ordered = dear["alpha"].orders()
+            return Standing.UNKNOWN if is_ordered else original(self, within_s, fresh_s=fresh_s)
 
         monkeypatch.setattr(Ownership, "ask", ask)
         monkeypatch.setattr("prefect_gpu.flows.run.execution.RESULT_PATIENCE_S", 0.5)

@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 
 from prefect_gpu.providers.local.driver import Local
-from tests.flows.test_worker_dies import output
 from tests.stack import Stack
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(400)]
@@ -70,7 +69,9 @@ def test_after_kill_9_the_run_goes_on_with_its_machine_and_job_and_no_line_is_lo
     assert names(stack) == mine
     gate.touch()  # on a busy machine it may take long until here
     assert stack.wait_for_state(run_id, "Completed", "Failed") == "Completed", stack.message(run_id)
-    assert output(stack, run_id) == [f"{word} {number}" for word in ("line", "more") for number in range(1, LINES + 1)]
+    assert stack.job_output(run_id) == [
+        f"{word} {number}" for word in ("line", "more") for number in range(1, LINES + 1)
+    ]
     assert [one["outcome"] for one in attempts(stack, run_id)] == ["gone"]
     assert stack.flow_run(run_id)["run_count"] == 2  # type: ignore[index]
     assert names(stack) == []

@@ -32,7 +32,6 @@ from tests.fakes.served import served
 from tests.fakes.tensordock import FakeTensordock
 from tests.fakes.vastai import FakeVastai
 from tests.fakes.verda import FakeVerda
-from tests.flows.test_worker_dies import output
 from tests.stack import Stack
 
 pytestmark = [
@@ -198,5 +197,5 @@ class TestRented(CleanUp):
         assert left() == [mine]
         gate.touch()
         assert stack.wait_for_state(run_id, "Completed", "Failed") == "Completed", stack.message(run_id)
-        assert output(stack, run_id) == ["started", "ends well"]
+        assert stack.job_output(run_id) == ["started", "ends well"]
         assert (at.cloud.creates, left()) == (before + 1, [])
