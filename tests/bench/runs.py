@@ -72,9 +72,11 @@ def _measured(ground: Ground, gate: Path) -> dict[str, Metric]:
         time.sleep(2)
     rows = ground.states(runs)
     wanted = [f"{word} {number}" for word in ("line", "more") for number in range(1, LINES + 1)]
-    lost = [run for run in runs if rows[run]["state"]["type"] != "COMPLETED" or ground.output(run) != wanted]
+    lost = [run for run in runs if rows[run]["state"]["type"] != "COMPLETED" or ground.job_output(run) != wanted]
     for run in lost:
-        print(run, rows[run]["state"]["name"], rows[run]["state"]["message"], len(ground.output(run)), file=sys.stderr)
+        print(
+            run, rows[run]["state"]["name"], rows[run]["state"]["message"], len(ground.job_output(run)), file=sys.stderr
+        )
     alive = sum(len(cloud.alive()) for cloud in ground.clouds.values())
     print(
         f"{most} at once, all begun after {all_begun_s:.0f} s, ended {time.monotonic() - killed:.0f} s after the worker's death, {alive} alive",
