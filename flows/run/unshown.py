@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -24,7 +24,10 @@ def show(run_id: UUID, missing: Sequence[Unshown], still_owns: Callable[[], bool
     """Go on with each where the run's log ends; those that Prefect's API still did not take. One that is there already costs a request."""
     left: list[Unshown] = []
     for one in missing:
-        with outputs.log_file(run_id, one.attempt, one.tries) as path:
+        with (
+            suppress(OSError),
+            outputs.log_file(run_id, one.attempt, one.tries) as path,
+        ):  # the job ended well all the same
             if path is None:
                 continue
             size = path.stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,16 @@ def test_a_process_whose_run_was_given_away_writes_no_result_over_its_successor_
         rented.run(COMMAND)
     assert Record.read(run_ids[0]).result is None
     assert len(rented["alpha"].alive()) == 1  # its successor's
+
+
+@pytest.mark.usefixtures("no_logs_while_a_machine_is_there")
+def test_a_worker_whose_disk_is_full_then_fails_no_run_whose_job_ended_well(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outputs, "log_file", full)
+    assert rented.run(COMMAND).startswith("exit 0")
+    assert rented.state.is_completed()
+    rented.assert_nothing_is_left()
