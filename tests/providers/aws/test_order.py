@@ -70,9 +70,10 @@ def test_an_order_ends_with_its_lease_and_hides_its_user_data_from_containers(cl
 
 def test_a_machine_ends_itself_when_its_lease_is_over(cloud: AwsCloud, driver: Aws) -> None:
     name = lease_name()
-    created = driver.create_instance(offer_of(), launch_spec(driver, name, deadline=utc_soon(3)))
-    wait_for(InstanceState.RUNNING, driver, created)
+    deadline = utc_soon(3)
+    created = driver.create_instance(offer_of(), launch_spec(driver, name, deadline=deadline))
     ended = wait_for(InstanceState.TERMINATED, driver, created)
+    assert utc_soon(0) >= deadline
     assert "nstance initiated shutdown" in ended.reason
     assert cloud.alive() == []
 
