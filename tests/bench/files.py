@@ -94,8 +94,8 @@ def measure() -> dict[str, Metric]:
 
         figures = {
             "files.up_vs_scp": Metric(ratio(up, scp_up), "x", 0.9, "higher"),
-            "files.down_vs_scp": Metric(ratio(down, scp_down), "x", 0.9, "higher"),
-            "files.checked_vs_scp": Metric(ratio(up_checked, scp_up), "x", 0.75, "higher"),
+            "files.down_vs_scp": Metric(ratio(down, scp_down), "x", 1.0, "higher"),
+            "files.checked_vs_scp": Metric(ratio(up_checked, scp_up), "x", 0.95, "higher"),
             "files.small_vs_scp": Metric(
                 min(ratio(up_small, scp_up_small), ratio(down_small, scp_down_small)), "x", 3.0, "higher"
             ),

@@ -7,9 +7,7 @@ else SHA-256 or BLAKE2. Source: https://docs.openssl.org/3.0/man7/EVP_MAC-GMAC/
 from __future__ import annotations
 
 import hashlib
-import queue
 import secrets
-import threading
 from typing import Protocol
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -31,7 +29,7 @@ class _Hash(Protocol):
 
 
 class Digest:
-    """Taken in a thread beside the transfer."""
+    """`update` takes each chunk as it goes: to hand it to a thread beside would take longer."""
 
     def __init__(self, link: Connection) -> None:
         key = secrets.token_bytes(16)
@@ -44,27 +42,12 @@ class Digest:
             raise InstanceFailed("the machine has neither openssl nor b2sum nor sha256sum: send without digests")
         self.command = gmac if tool == _GMAC else _DIGESTS[tool]
         self._hash: _Hash = _Gmac(key) if tool == _GMAC else hashlib.blake2b() if tool == "b2sum" else hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(64)
-        self._thread = threading.Thread(target=self._work, name="prefect-gpu digest", daemon=True)
-        self._thread.start()
-
-    def update(self, data: bytes) -> None:
-        self._chunks.put(data)
+        self.update = self._hash.update
 
     def compare(self, answer: str, what: str) -> None:
         """Raises LinkLost, so that it is sent again, unless the machine's answer is what was taken here."""
-        self.close()
         if answer.lower().split()[:1] != [self._hash.hexdigest()]:
             raise LinkLost(f"{what} arrived with another digest")
-
-    def close(self) -> None:
-        """End the thread; all that was given before is in the digest then."""
-        self._chunks.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (data := self._chunks.get()) is not None:
-            self._hash.update(data)
 
 
 class _Gmac:

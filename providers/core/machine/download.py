@@ -180,11 +180,7 @@ class _Transfer:
         mark = new_mark()
         command = digest.command if digest else ""
         script = program(self._place, "hand_over", mark=mark.decode(), digest=command)
-        try:
-            attended(link, script, lambda channel: self._read(channel, mark, digest), self._should_stop)
-        finally:
-            if digest is not None:
-                digest.close()
+        attended(link, script, lambda channel: self._read(channel, mark, digest), self._should_stop)
 
     def _read(self, channel: ScriptChannel, mark: bytes, digest: Digest | None) -> None:
         files = self._files[len(self.done) :]

@@ -211,8 +211,6 @@ def _pour(
         return attended(link, script, pour, should_stop)
     except BaseException:
         meter.take_back(poured)
-        if digest is not None:
-            digest.close()
         raise
 
 
