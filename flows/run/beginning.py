@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextvars import copy_context
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +45,13 @@ def begin(
     flow_run = context.flow_run
     if flow_run.run_count > MAX_RUN_COUNT:
         raise request.Refused(f"this run was started {flow_run.run_count} times: start a new one")
-    ownership = Ownership(flow_run.id, flow_run.run_count).start()
+    ownership = Ownership(flow_run).start()
     try:
         run = _checked(
             flow_run, ownership, command, gpu, max_price, providers, order, requirements, job, account, options, limits
         )
         if run.providers != [ProviderName.LOCAL]:  # what is rented elsewhere stays, if nobody reaps
-            run.reap_overdue = Aside(partial(copy_context().run, last_reap.overdue))
+            run.reap_overdue = Aside(last_reap.overdue)
         if run.is_again:
             adopting.take_over(run)
     except BaseException:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import copy_context
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -34,15 +32,20 @@ COST = Card(
 FILES = Card("3-where-the-files-are", "Where are my files? The whole log and what the job left.")
 
 
-def write(run_id: UUID, pages: Sequence[Page], log: Any, *, is_again: bool) -> None:
-    """Write the cards side by side, each over the one that the run has already, where it may have one."""
+def begin(run_id: UUID, card: Card, page: str, *, is_again: bool) -> Aside[None]:
+    """Begin to write a card, over the one that the run has already, where it may have one."""
 
-    def one(card: Card, page: str) -> None:
+    def write() -> None:
         before = newest(card.key, run_id) if is_again else None
         over = UUID(before["id"]) if before else None
         publish(card.key, "markdown", page, run_id, card.question, over=over)
 
-    writing = [(card, Aside(partial(copy_context().run, partial(one, card, page)))) for card, page in pages]
+    return Aside(write)
+
+
+def write_all(run_id: UUID, pages: Sequence[Page], log: Any, *, is_again: bool) -> None:
+    """Write the cards side by side."""
+    writing = [(card, begin(run_id, card, page, is_again=is_again)) for card, page in pages]
     for card, written in writing:
         try:
             written.result()
@@ -136,12 +139,12 @@ def cost(attempts: list[Attempt], max_cost: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def files(run_id: UUID, message: str, result: JobResult) -> str:
+def files(run_id: UUID, ended: str, result: JobResult) -> str:
     """Where are my files? How the job ended, where its log and files lie, and how they are brought."""
     lines = [
         "# Where are my files?",
         "",
-        f"{message.rstrip('.')}.",
+        f"{ended.rstrip('.')}.",
         "",
         "| | |",
         "|---|---|",

@@ -20,6 +20,7 @@ from prefect_gpu.flows.run.giving_back import end, settled, tell
 from prefect_gpu.flows.run.limits import Limits
 from prefect_gpu.flows.run.offers import Ranked
 from prefect_gpu.flows.run.ownership import Ownership, Standing
+from prefect_gpu.flows.run.quotas import Asked
 from prefect_gpu.flows.run.record import Record
 from prefect_gpu.flows.run.unshown import Unshown, show
 from prefect_gpu.providers import ProviderName
@@ -27,6 +28,7 @@ from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.errors import ProviderError
 from prefect_gpu.providers.core.models import Instance, JobResult, Offer, utc_now
 from prefect_gpu.providers.core.renting.give_back import Absence
+from prefect_gpu.providers.core.renting.plain_log import flush
 from prefect_gpu.providers.core.requests import Job, Requirements
 
 FRESH_S: Final = 1.0  # a reading of the run's state is asked for again after it, before each create and give-back
@@ -55,11 +57,13 @@ class Run:
     may_follow: bool  # if this process crashes, another one goes on
     log: Any  # the run's logger; Prefect's type for it lacks its own methods
     is_again: bool = False  # an earlier execution of this run left its cards
+    quotas: Asked = field(default_factory=Asked)  # of the team
     ranked: list[Ranked] = field(default_factory=list[Ranked])
     failed: list[tuple[Offer, ProviderError]] = field(default_factory=list[tuple[Offer, ProviderError]])
     told: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
     reap_overdue: Aside[str] | None = None
     renaming: Aside[None] | None = None  # of the run, after what it rents
+    files_card: Aside[None] | None = None  # begun when the job has ended: a person need not wait for its machine to go
     waited: str = ""  # how long for a machine, and why no longer
     interruptions: int = 0
     adopts: Attempt | None = None  # the line of an earlier execution that this one is about to go on with
@@ -124,7 +128,7 @@ class Run:
             else:
                 self.unshown = show(self.id, self.unshown, self.ownership.still_speaks)
         if self.ownership.away_since is not None:
-            run_log.flush()
+            flush()
             with suppress(Exception):  # the story stands in the result's page all the same
                 run_log.tell_again(self.id, self.told, self.ownership.away_since)
 

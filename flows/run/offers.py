@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -80,7 +79,7 @@ def ask_again(
         return fetch_offers.fn(requirements, account_of(account, name))
 
     deadline = time.monotonic() + PATIENCE_S
-    asked = {name: Aside(partial(copy_context().run, partial(fetch, name))) for name in names}
+    asked = {name: Aside(partial(fetch, name)) for name in names}
     offers: list[Offer] = []
     troubles: dict[str, ProviderError] = {}
     for name, answer in asked.items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextvars import copy_context
 
 from prefect_gpu import providers as registry
 from prefect_gpu.flows.report import text
 from prefect_gpu.flows.run import naming, quotas, story
 from prefect_gpu.flows.run.attempt import OWED, Attempt
 from prefect_gpu.flows.run.execution import Run
+from prefect_gpu.flows.run.quotas import NoRoom
 from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.errors import InstanceFailed, OverBudget, ProviderError
 from prefect_gpu.providers.core.lease import Lease
@@ -25,7 +25,7 @@ def ordered(run: Run, offer: Offer, attempt: Attempt, started: float, *, is_agai
     send = library.settle_order if is_again else library.create_instance
     try:
         if not is_again:  # one that was sent is paid for
-            quotas.must_allow(run.record, attempt, run.limits.max_cost)
+            quotas.must_allow(run.record, attempt, run.quotas.now(), run.limits.max_cost)
             attempt = run.record.attempts[-1]
             _must_still_be_owner(run, attempt)
         instance = send(
@@ -49,13 +49,12 @@ def ordered(run: Run, offer: Offer, attempt: Attempt, started: float, *, is_agai
         run.record.note(
             run.record.attempts[-1], outcome=refused.short, why=refused.message, gone_at=utc_now(), cost=0.0
         )
-        if isinstance(refused, OverBudget | quotas.NoRoom):
+        if isinstance(refused, OverBudget | NoRoom):
             run.write_record()  # what it was counted with is free for others at once
         raise
     before = {naming.named(one.gpu, one.provider, run.command) for one in run.record.attempts}
     name = naming.named(offer.gpu, offer.provider, run.command)
-    context = copy_context()
-    run.renaming = Aside(lambda: context.run(naming.rename, run.id, name, before))
+    run.renaming = Aside(lambda: naming.rename(run.id, name, before))
     run.accepted(instance)
     until = f"{lease.name}, lease until {text.clock_time(lease.deadline)}"
     run.say(story.step(3, "create", until, time.monotonic() - started))

@@ -13,7 +13,7 @@ import threading
 import time
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -27,7 +27,13 @@ from prefect_gpu.providers.core.models import utc_now
 CHECK_EVERY_S: Final = 5.0
 SHOWN_S: Final = 7.0  # a reading that is older says nothing any more of who may show output
 
-_running_states: dict[UUID, UUID] = {}  # flow run -> the RUNNING state this process set
+
+class _Token(NamedTuple):
+    state_id: UUID  # of a RUNNING state
+    since: float  # when it had been set
+
+
+_tokens: dict[UUID, _Token] = {}  # of each flow run, the one that this process set
 
 
 class Standing(StrEnum):
@@ -51,7 +57,7 @@ _ENDED_TYPES = {
 def remember_running_state(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """The `on_running` hook: the state's id is the token, known only here before anybody else may have set another."""
     del flow
-    _running_states[flow_run.id] = state.id
+    _tokens[flow_run.id] = _Token(state.id, _now())
 
 
 def standing(run: FlowRun | None, run_count: int, state_id: UUID | None) -> tuple[Standing, str]:
@@ -75,12 +81,16 @@ def standing(run: FlowRun | None, run_count: int, state_id: UUID | None) -> tupl
 
 
 class Ownership:
-    """The claim of this process to one flow run, watched by a thread from `start` to `close`."""
+    """The claim of this process to one flow run, watched by a thread from `start` to `close`.
 
-    def __init__(self, run_id: UUID, run_count: int, *, every_s: float = CHECK_EVERY_S) -> None:
-        self.run_id = run_id
-        self.run_count = run_count
-        self._state_id: UUID | None = _running_states.get(run_id)
+    Prefect reads the run after this process has set its RUNNING state: that is the first reading.
+    """
+
+    def __init__(self, run: FlowRun, *, every_s: float = CHECK_EVERY_S) -> None:
+        self.run_id = run.id
+        self.run_count = run.run_count
+        token = _tokens.get(run.id)
+        self._state_id: UUID | None = token.state_id if token is not None else None
         self._every_s = every_s
         self._changed = threading.Condition()
         self._asked = 0  # questions put, and the highest of them that a reading has answered
@@ -88,6 +98,8 @@ class Ownership:
         self._read_at = float("-inf")  # when the last reading that came back began
         self._reading_since: float | None = None  # when the reading that is under way began
         self._standing, self._why = Standing.OWNER, ""
+        if token is not None and standing(run, run.run_count, token.state_id)[0] is Standing.OWNER:
+            self._read_at = token.since
         self.away_since: datetime | None = None  # when the API did not answer for the first time
         self._closed = False
         context = contextvars.copy_context()  # Prefect's settings and the flow's client live in it
@@ -138,9 +150,11 @@ class Ownership:
             return Standing.UNKNOWN
 
     def _watch(self) -> None:
+        question, pause = 0, self._pause() if self._read_at > float("-inf") else 0.0
         with SyncClientContext.get_or_create() as prefect:
             while True:
                 with self._changed:
+                    self._changed.wait_for(lambda q=question: self._closed or self._asked > q, timeout=pause)
                     if self._closed:
                         return
                     question, began = self._asked, _now()
@@ -153,11 +167,13 @@ class Ownership:
                         if not self.is_lost:  # what was lost is never won back
                             self._standing, self._why = reading
                     self._changed.notify_all()
-                    pause = self._every_s * random.uniform(0.8, 1.2) if reading else 1.0  # noqa: S311 - jitter
-                    self._changed.wait_for(lambda q=question: self._closed or self._asked > q, timeout=pause)
+                pause = self._pause() if reading is not None else 1.0
                 if reading is None:
                     self.away_since = self.away_since or utc_now()
                     time.sleep(0.2)  # questions must not turn an outage into a busy loop
+
+    def _pause(self) -> float:
+        return self._every_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 
     def _read(self, client: Any) -> tuple[Standing, str] | None:
         try:

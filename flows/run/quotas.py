@@ -18,6 +18,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from prefect.context import SyncClientContext
@@ -28,11 +29,13 @@ from prefect_gpu.flows.report.rows import rows
 from prefect_gpu.flows.run import account_budget, ledger
 from prefect_gpu.flows.run.attempt import ORDERED, Attempt
 from prefect_gpu.flows.run.record import Record
+from prefect_gpu.providers.core.aside import Aside
 from prefect_gpu.providers.core.errors import QuotaExceeded
 from prefect_gpu.providers.core.models import Offer, utc_now
 
 PREFIX: Final = "prefect-gpu quota "
 MACHINES: Final = "machines"
+FRESH_S: Final = 1.0
 LOOKS: Final = 3
 PAUSE_S: Final = 2.0  # at most, before another look
 _NAME: Final = re.compile(rf"{PREFIX}(?P<what>\S+)(?: on (?P<provider>\S+))?", re.IGNORECASE)
@@ -83,15 +86,32 @@ def set_here() -> list[Quota]:
     return [quota for quota in quotas if quota is not None]
 
 
-def must_allow(record: Record, line: Attempt, max_cost: float | None = None) -> None:
+class Asked:
+    """The quotas, asked for while a run begins; asked for again where that answer is old, or is none."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        self._early = Aside(set_here)
+
+    def now(self) -> list[Quota]:
+        """The quotas as they were set at most FRESH_S ago."""
+        if time.monotonic() - self._at <= FRESH_S:
+            with suppress(Exception):  # whatever stood between us and the API then
+                return self._early.result()
+        return set_here()
+
+
+def must_allow(record: Record, line: Attempt, limits: list[Quota], max_cost: float | None = None) -> None:
     """All that a team set against an order: NoRoom by a quota, OverBudget by the account's budget."""
-    must_have_room(record, line)
+    must_have_room(record, line, limits)
     account_budget.must_pay_for(record, record.attempts[-1], max_cost)
 
 
-def must_have_room(record: Record, line: Attempt, *, wait: Callable[[float], object] = time.sleep) -> None:
-    """Raise NoRoom where a quota has no room for the order of this line, which is on the record already."""
-    quotas = [one for one in set_here() if one.weight(line.provider, line.gpu)]
+def must_have_room(
+    record: Record, line: Attempt, limits: list[Quota], *, wait: Callable[[float], object] = time.sleep
+) -> None:
+    """Raise NoRoom where one of these quotas has no room for the order of this line, which is on the record already."""
+    quotas = [one for one in limits if one.weight(line.provider, line.gpu)]
     if not quotas:
         return
     for looks_left in reversed(range(LOOKS)):

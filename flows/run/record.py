@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from contextvars import copy_context
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -136,7 +135,7 @@ class Record:
         """Begin to write it as it stands now; `is_written` tells what came of that."""
         self._wait()
         self._is_changed = False
-        self._writing = Aside(partial(copy_context().run, self._written()))
+        self._writing = Aside(self._written())
 
     def _wait(self) -> None:
         if self._writing is None:

@@ -1,4 +1,4 @@
-"""The story's lines in Prefect's log: sent before what overtakes them, and sent again where the API was away."""
+"""The story's lines in Prefect's log, sent again where the API was away."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from uuid import UUID
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.context import SyncClientContext
 from prefect.logging import get_run_logger
-from prefect.logging.handlers import APILogHandler
 
 from prefect_gpu.flows.report.rows import PAGE
-
-
-def flush() -> None:
-    """Send what is logged so far, so that what is posted directly does not overtake it."""
-    for handler in logging.getLogger("prefect.flow_runs").handlers:
-        if isinstance(handler, APILogHandler):
-            handler.flush()
 
 
 def tell_again(run_id: UUID, told: list[tuple[datetime, str]], away_since: datetime) -> None:

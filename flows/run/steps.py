@@ -17,7 +17,6 @@ from prefect_gpu.flows.run import (
     ledger,
     ordering,
     request,
-    run_log,
     story,
     tries,
     unfit,
@@ -31,7 +30,7 @@ from prefect_gpu.flows.run.limits import checked as checked_limits
 from prefect_gpu.flows.run.offers import ask
 from prefect_gpu.flows.run.waiting import worth_an_order
 from prefect_gpu.providers import account_of
-from prefect_gpu.providers.core.aside import Stopped
+from prefect_gpu.providers.core.aside import Aside, Stopped
 from prefect_gpu.providers.core.catalog import explain
 from prefect_gpu.providers.core.errors import InstanceFailed, ProviderError
 from prefect_gpu.providers.core.lease import MAX_ATTEMPT, Lease
@@ -150,7 +149,6 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
     tried again here where that was asked for.
     """
     run.say(story.step(5, "run", request.shown(run.command)))
-    run_log.flush()
     result = tries.of_job(run, offer, instance)
     if result.trouble:
         run.log.error("%s", result.trouble)
@@ -161,6 +159,7 @@ def run_job(run: Run, offer: Offer, instance: Instance) -> JobResult:
     run.must_not_be_superseded()  # else whoever goes on takes the job for over, and shows no more of it
     run.record.result = result
     run.write_record()  # before its machine goes: whoever goes on after this process cannot ask there any more
+    run.files_card = cards.begin(run.id, *_files(run, result), is_again=run.is_again)
     return result
 
 
@@ -219,7 +218,7 @@ def ended(run: Run, result: JobResult) -> State[JobResult]:
     result = result.model_copy(update={"cost": cost.bound, "cost_estimate": cost.estimate})
     message = story.final_message(result, run.record.attempts, run.failed, run.budget.reached)
     run.record.write_aside()
-    _publish(run, (cards.FILES, cards.files(run.id, message, result)), *_pages(run, message))
+    _publish(run, *_pages(run, message), *([] if _is_written(run.files_card) else [_files(run, result)]))
     run.record_is_written()
     if run.renaming is not None:
         run.renaming.wait(5.0)
@@ -260,5 +259,17 @@ def _pages(run: Run, message: str) -> list[cards.Page]:
     return [*bill, (cards.TRIED, tried)]
 
 
+def _files(run: Run, result: JobResult) -> cards.Page:
+    return cards.FILES, cards.files(run.id, story.how_it_ended(result, run.budget.reached), result)
+
+
+def _is_written(card: Aside[None] | None) -> bool:
+    """Not where Prefect's API was away, or an earlier execution's job ended."""
+    try:
+        return card is not None and card.result() is None
+    except Exception:  # noqa: BLE001 - whatever stood between us and the API
+        return False
+
+
 def _publish(run: Run, *pages: cards.Page) -> None:
-    cards.write(run.id, pages, run.log, is_again=run.is_again)
+    cards.write_all(run.id, pages, run.log, is_again=run.is_again)

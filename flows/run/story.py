@@ -116,12 +116,17 @@ def final_message(
     result: JobResult, attempts: list[Attempt], failed: list[tuple[Offer, ProviderError]], budget: str | None = None
 ) -> str:
     """`exit 0 in 41 min, $13.61, 3 offers tried (runpod sold out, vastai boot failed)`."""
+    return f"{how_it_ended(result, budget)}, {_cost_and_offers(attempts, failed)}"
+
+
+def how_it_ended(result: JobResult, budget: str | None = None) -> str:
+    """`exit 0 on try 2 in 41 min`."""
     ended = f"exit {result.exit_code}" if result.outcome == "exited" else result.outcome
     if result.outcome == "over budget":
         ended = f"stopped by its budget ({budget or 'max_cost is reached'})"
     trouble = f" ({result.trouble})" if result.trouble else ""
     again = f" on try {result.tries}" if result.tries > 1 else ""
-    return f"{ended}{again} in {text.duration(result.duration_s)}{trouble}, {_cost_and_offers(attempts, failed)}"
+    return f"{ended}{again} in {text.duration(result.duration_s)}{trouble}"
 
 
 def stopped_message(budget: str, attempts: list[Attempt], failed: list[tuple[Offer, ProviderError]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def always() -> bool:
 
 
 class Aside(Generic[T]):
-    """A call that runs in a daemon thread of its own."""
+    """A call that runs in a daemon thread of its own, with the context of whoever began it: Prefect's settings, client and run."""
 
     def __init__(self, call: Callable[[], T], discard: Callable[[T], object] | None = None) -> None:
         self._call = call
@@ -40,7 +41,8 @@ class Aside(Generic[T]):
         self._done = threading.Event()
         self._result: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="prefect-gpu aside", daemon=True)
+        run = copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="prefect-gpu aside", daemon=True)
         self._thread.start()
 
     def wait(self, timeout_s: float) -> bool:

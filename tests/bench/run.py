@@ -22,8 +22,8 @@ from prefect_gpu.flows.terminal import server
 from tests.bench import Metric
 from tests.bench._child import in_a_process_of_its_own
 
-PAIRS = 9
-TARGET = 1.5
+PAIRS = 15
+TARGET = 1.3
 
 
 def measure() -> dict[str, Metric]:

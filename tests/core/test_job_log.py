@@ -35,11 +35,17 @@ class Api:
         self.requests: list[int] = []
         self.is_down = False
         self.takes: list[int] = []
+        self.stores_late: list[tuple[float, float]] = []
         self.arrived = threading.Event()
 
     def create_logs(self, logs: list[dict[str, Any]]) -> None:
         if self.is_down:
             raise ConnectionError("the API is down")
+        if self.stores_late:  # the sender gives up after the one time, and the records come the other later
+            gives_up_s, later_s = self.stores_late.pop(0)
+            time.sleep(gives_up_s)
+            threading.Timer(later_s, self.records.extend, [logs]).start()
+            raise httpx.ReadTimeout("the server is busy")
         if self.takes:  # so many of the next ones, and its answer is lost
             self.records += logs[: self.takes.pop(0)]
             raise httpx.ReadError("the server was killed")
@@ -333,6 +339,41 @@ def test_what_was_taken_though_its_answer_was_lost_is_not_sent_again(
     assert log.close() == 0
     assert "\n".join(api.messages[1:]) == lines.removesuffix("\n")
     assert api.takes == []
+
+
+@pytest.mark.parametrize(("gives_up_s", "later_s"), [(0.0, 0.6), (1.5, 1.3)])
+def test_what_a_busy_server_stores_after_the_sender_gave_up_is_not_sent_again(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path, gives_up_s: float, later_s: float
+) -> None:
+    api.stores_late = [(gives_up_s, later_s)]
+    log = show()
+    write(log, tmp_path / "log", b"one\ntwo\n")
+    assert log.close(10) == 0
+    assert api.messages == ["one\ntwo"]
+
+
+def test_what_a_dead_process_sent_last_is_waited_for(api: Api, show: Callable[..., JobLog], tmp_path: Path) -> None:
+    late = {"name": "job@8", "message": "one\ntwo", "timestamp": "2020"}
+    log = show()
+    log.started(is_new=False)
+    threading.Timer(0.6, api.records.append, [late]).start()
+    write(log, tmp_path / "log", b"one\ntwo\nthree\n")
+    assert log.close(10) == 0
+    assert api.messages == ["one\ntwo", "three"]
+
+
+def test_what_is_not_known_when_the_log_is_closed_is_said_to_be_missing(
+    api: Api, show: Callable[..., JobLog], tmp_path: Path
+) -> None:
+    api.stores_late = [(0.0, 0.3)]
+    notes: list[str] = []
+    log = show(note=notes.append)
+    write(log, tmp_path / "log", b"one\ntwo\n")
+    began = time.monotonic()
+    assert log.close(0.5) == 8
+    assert time.monotonic() - began < 1.5
+    assert "the last 8 bytes" in notes[0]
+    assert api.messages == ["one\ntwo"]
 
 
 def test_a_process_that_was_stopped_right_before_it_posts_asks_whose_the_run_is(

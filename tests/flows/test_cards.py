@@ -112,9 +112,7 @@ def result(**fields: object) -> JobResult:
 
 
 def test_where_the_files_are_says_how_to_bring_them() -> None:
-    page = cards.files(
-        RUN, "exit 0 in 41 min, $24.60", result(stored_under="prefect-gpu/x/0", outputs=("model.pt", "a|b"))
-    )
+    page = cards.files(RUN, "exit 0 in 41 min", result(stored_under="prefect-gpu/x/0", outputs=("model.pt", "a|b")))
     assert f"`prefect-gpu fetch {RUN}`" in page
     assert "| file | `model.pt` |" in page
     assert "`a\\|b`" in page

@@ -13,6 +13,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
+from prefect_gpu.flows.provision import provision
 from prefect_gpu.flows.run import ownership
 from prefect_gpu.flows.run.ownership import Ownership, Standing, standing
 from tests.stack import wait_until
@@ -96,9 +97,46 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def owned(server: Server) -> Ownership:
-    run_id = uuid4()
-    ownership._running_states[run_id] = MINE
-    return Ownership(run_id, 1, every_s=0.05).start()
+    """Of a run that was read at some time that nobody knows."""
+    mine = run(StateType.RUNNING, state_id=MINE)
+    mine.id = uuid4()
+    ownership._tokens[mine.id] = ownership._Token(MINE, float("-inf"))
+    return Ownership(mine, every_s=0.05).start()
+
+
+def began_now(state: Any) -> Any:
+    """A run whose Running state this process has set just now, as Prefect read it afterwards."""
+    begun = run(StateType.RUNNING, state_id=MINE)
+    begun.id = uuid4()
+    ownership.remember_running_state(provision, begun, SimpleNamespace(id=MINE))  # type: ignore[arg-type]
+    return SimpleNamespace(**{**vars(begun), "state": state})
+
+
+def test_what_prefect_read_as_the_run_began_is_the_first_reading(server: Server) -> None:
+    claim = Ownership(began_now(run(StateType.RUNNING, state_id=MINE).state)).start()
+    assert claim.ask(within_s=5, fresh_s=60) is Standing.OWNER
+    assert server.asked == 0
+    assert claim.ask(within_s=5) is Standing.OWNER
+    assert server.asked == 1
+    claim.close()
+
+
+def test_a_run_that_is_given_away_as_it_begins_is_asked_for(server: Server) -> None:
+    server.answer = run(StateType.CANCELLING)
+    claim = Ownership(began_now(server.answer.state)).start()
+    assert claim.ask(within_s=5, fresh_s=60) is Standing.ENDED
+    assert server.asked == 1
+    claim.close()
+
+
+def test_a_process_that_was_stopped_as_it_began_asks_anew(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = began_now(run(StateType.RUNNING, state_id=MINE).state)
+    later = ownership._now() + 25
+    monkeypatch.setattr(ownership, "_now", lambda: later)
+    claim = Ownership(begun).start()
+    claim.ask(within_s=5, fresh_s=1)
+    assert server.asked == 1
+    claim.close()
 
 
 def test_the_owner_is_told_so_by_a_reading_that_began_after_the_question(server: Server) -> None:
@@ -220,7 +258,9 @@ def test_a_run_that_another_process_took_meanwhile_is_not(server: Server, betwee
 
 def test_a_process_without_a_token_takes_none_of_a_run_that_is_not_running(server: Server) -> None:
     server.answer = run(StateType.CANCELLING)
-    claim = Ownership(uuid4(), 1, every_s=0.05).start()
+    stranger = run(StateType.CANCELLING)
+    stranger.id = uuid4()
+    claim = Ownership(stranger, every_s=0.05).start()
     assert claim.ask(within_s=0.5) is Standing.ENDED
     claim.close()
 

@@ -62,7 +62,7 @@ def team() -> Iterator[Team]:
 def refusal(record: Record) -> str:
     """What the order is refused with; in either case nothing of it stands afterwards."""
     try:
-        must_have_room(record, record.attempts[-1], wait=lambda _: None)
+        must_have_room(record, record.attempts[-1], quotas.set_here(), wait=lambda _: None)
     except NoRoom as full:
         return full.message
     else:
@@ -117,6 +117,27 @@ def test_all_of_many_limits_are_read(team: Team, monkeypatch: pytest.MonkeyPatch
     assert names <= {one.name for one in quotas.set_here()}
 
 
+def test_an_answer_that_is_old_or_none_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[list[Quota] | Exception] = [[], ConnectionError(), [], []]
+    asked: list[int] = []
+
+    def ask() -> list[Quota]:
+        asked.append(1)
+        if isinstance(answer := answers[len(asked) - 1], Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(quotas, "set_here", ask)
+    assert quotas.Asked().now() == []
+    assert len(asked) == 1
+    assert quotas.Asked().now() == []  # the second was none
+    assert len(asked) == 3
+    early = quotas.Asked()
+    monkeypatch.setattr(quotas, "FRESH_S", -1.0)
+    answers.append([Quota("prefect-gpu quota machines", "machines", "", 1)])
+    assert early.now() == answers[-1]
+
+
 def test_of_orders_at_the_same_moment_never_more_pass_than_there_is_room_for(team: Team) -> None:
     team.sets(f"machines on {team.provider}", 3)
     records = [team.order() for _ in range(6)]
@@ -125,7 +146,12 @@ def test_of_orders_at_the_same_moment_never_more_pass_than_there_is_room_for(tea
     def order(record: Record) -> None:
         at_once.wait()
         try:
-            must_have_room(record, record.attempts[-1], wait=lambda seconds: threading.Event().wait(seconds / 10))
+            must_have_room(
+                record,
+                record.attempts[-1],
+                quotas.set_here(),
+                wait=lambda seconds: threading.Event().wait(seconds / 10),
+            )
         except NoRoom:
             record.put(record.attempts[-1].model_copy(update={"gone_at": utc_now(), "cost": 0.0}))
             record.write()
@@ -149,7 +175,7 @@ def test_two_that_are_only_in_each_other_s_way_do_not_both_go_without(team: Team
         other.put(other.attempts[-1].model_copy(update={"gone_at": utc_now(), "cost": 0.0}))
         other.write()
 
-    must_have_room(record, record.attempts[-1], wait=wait)
+    must_have_room(record, record.attempts[-1], quotas.set_here(), wait=wait)
     assert record.attempts[-1].may_cost
 
 

@@ -24,10 +24,10 @@ from uuid import UUID
 
 from prefect.runtime import flow_run, task_run
 
-from prefect_gpu.providers.core.aside import always
+from prefect_gpu.providers.core.aside import always, never
 from prefect_gpu.providers.core.machine import kept_log
 from prefect_gpu.providers.core.models import utc_now
-from prefect_gpu.providers.core.renting.plain_log import PlainLog, logger, readable
+from prefect_gpu.providers.core.renting.plain_log import RECORD_BYTES, PlainLog, flush, logger, piece_of, readable
 from prefect_gpu.providers.core.renting.shown import (
     ClientFactory,
     LogsClient,
@@ -38,7 +38,6 @@ from prefect_gpu.providers.core.renting.shown import (
 )
 
 CAP_BYTES: Final = 10_000_000
-RECORD_BYTES: Final = 16_000  # a character is at most one byte longer when decoded, and Cloud's limit is 25,000
 BATCH: Final = 50
 
 _FIRST_PAUSE_S = 0.05  # between two requests; the first line after a silence waits for none
@@ -46,6 +45,7 @@ _LONGEST_PAUSE_S = 1.0
 _PARTIAL_LINE_S = 1.0  # so long a line may take to end before it is shown as it is
 _PROGRESS_S = 60.0
 _LONGEST_RETRY_S = 15.0
+_SETTLED_S = 1.0  # a busy server stores a request so long after its sender gave it up, or as long as that one waited
 _log = logging.getLogger(__name__)
 
 
@@ -76,22 +76,23 @@ class JobLog:
         note: Callable[[str], object] = _log.warning,
         client: ClientFactory = own_client,
         still_owns: Callable[[], bool] = always,
+        before_first: Callable[[], object] = never,
     ) -> None:
         self._path = path
         self._run_id = flow_run_id
-        self._is_attached = self._is_unsure = self._is_others = False
+        self._is_attached = self._is_others = False
+        self._unsure_s = 0.0  # a request was given up after so long: what it carries may be there, or come
         self._attempt, self._tries = attempt, tries
         self._run = {"flow_run_id": str(flow_run_id), "task_run_id": str(task_run_id) if task_run_id else None}
         self._client = client
         self._still_owns = still_owns
+        self._before_first = before_first
         self.note = note  # an `on_link` of Machine.run
         self._cap = cap_bytes
         self._start = self._position = start  # shown up to here
-        self._grown_to = start
-        self._grown_at = 0.0
+        self._grown_to, self._grown_at = start, 0.0
         self._give_up_at: float | None = None
-        self._closing = threading.Event()
-        self._wake = threading.Event()
+        self._closing, self._wake = threading.Event(), threading.Event()
         self._began = self._last_stamp = utc_now()
         self._said = _Said()
         self.unshown = 0  # bytes, at the end
@@ -158,7 +159,7 @@ class JobLog:
             is_closing = self._closing.is_set()  # read first: what was written before is shown
             self._wake.clear()
             grown_to = self._grown_to  # read before it is known where to begin: `started` comes before any output
-            if self._is_attached or self._is_unsure:
+            if self._is_attached or self._unsure_s:
                 self._go_on_where_the_log_ends(api)
             did_post = self._post(api, grown_to, is_final=is_closing)
             if self._is_others:
@@ -174,12 +175,24 @@ class JobLog:
                 self._closing.wait(_LONGEST_PAUSE_S)
 
     def _go_on_where_the_log_ends(self, api: LogsClient) -> None:
+        """Looked at until it stays the same: a request may be carried out after its sender gave it up, or died."""
         own = contextlib.nullcontext(api)
         since = None if self._is_attached else self._began
-        there = shown_until(self._run_id, lambda: own, self._attempt, self._tries, since)
+        there = -1
+        while (now_there := shown_until(self._run_id, lambda: own, self._attempt, self._tries, since)) != there:
+            there = now_there
+            if not self._has_waited(max(self._unsure_s, _SETTLED_S)):
+                raise TimeoutError("whether Prefect's API took the last records is not known yet")
         self._position = max(self._start, there)
         self._said = _Said(cut=self._position >= self._cap)
-        self._is_attached = self._is_unsure = False
+        self._is_attached, self._unsure_s = False, 0.0
+
+    def _has_waited(self, seconds: float) -> bool:
+        """Not where `close` gives up before that."""
+        end = time.monotonic() + seconds
+        if self._closing.wait(seconds):
+            time.sleep(max(0.0, min(end, self._give_up_at or end) - time.monotonic()))
+        return time.monotonic() >= end
 
     def _post(self, api: LogsClient, grown_to: int, *, is_final: bool) -> bool:
         """Post one batch of what there is up to a byte; whether there was one."""
@@ -193,7 +206,7 @@ class JobLog:
             with self._path.open("rb") as log:
                 while len(records) < BATCH and position < end:
                     log.seek(position)
-                    data = _record(log.read(min(RECORD_BYTES, end - position)), takes_partial=takes_partial)
+                    data = piece_of(log.read(min(RECORD_BYTES, end - position)), takes_partial=takes_partial)
                     if not data:
                         break
                     position += len(data)
@@ -204,14 +217,18 @@ class JobLog:
             records += more
         if not records:
             return False
-        if (
-            not self._still_owns()
-        ):  # asked last: a process may be stopped at any line for as long as its run needs to go to another
+        self._before_first()
+        self._before_first = never
+        # Asked last: a process may be stopped at any line for as long as its run needs to go to another.
+        if not self._still_owns():
             self._is_others = True  # which shows it from where the run's log ends
             return False
-        self._is_unsure = True  # where no answer comes, they may be there
-        api.create_logs(records)
-        self._is_unsure = False
+        began = time.monotonic()
+        try:
+            api.create_logs(records)
+        except Exception:
+            self._unsure_s = max(_SETTLED_S, time.monotonic() - began)
+            raise
         self._position = position
         self._said = said
         return True
@@ -260,25 +277,10 @@ def posting(
             yield plain
         return
     of = UUID(run_id), UUID(task_id) if task_id else None
-    log = JobLog(path, *of, attempt=attempt, tries=tries, note=logger().warning, still_owns=still_owns)
+    log = JobLog(
+        path, *of, attempt=attempt, tries=tries, note=logger().warning, still_owns=still_owns, before_first=flush
+    )
     try:
         yield log
     finally:
         log.close()
-
-
-def _record(data: bytes, *, takes_partial: bool) -> bytes:
-    """As much of `data` as makes a record: whole lines, or a piece of a line that is longer than a record or overdue."""
-    end = data.rfind(b"\n") + 1
-    if end:
-        return data[:end]
-    if len(data) < RECORD_BYTES and not takes_partial:
-        return b""
-    for back in range(1, min(4, len(data)) + 1):  # do not cut a character in two
-        lead = data[-back]
-        if lead >= 0xC0:
-            width = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-            return data[:-back] or data if back < width else data
-        if lead < 0x80:
-            break
-    return data

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
 LIMIT_BYTES: Final = 1_000_000
-_LINE_BYTES: Final = 16_000
+RECORD_BYTES: Final = 16_000  # a character is at most one byte longer when decoded, and Prefect Cloud's limit is 25,000
 # Colours, and nothing else that a terminal obeys: whoever shows a log (Prefect's own commands do) writes it as it stands.
 _COMMANDS: Final = re.compile(
     r"(\x1b\[[0-9;:]{0,60}m)|\x1b\[(?:[0-2]?K|\?25[hl])|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -30,6 +31,13 @@ def logger() -> logging.Logger | logging.LoggerAdapter[Any]:
     return _log
 
 
+def flush() -> None:
+    """Send what the flow has logged so far, so that what is posted directly does not overtake it."""
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        if isinstance(handler, APILogHandler):
+            handler.flush()
+
+
 def told_in_the_log(what: str, seconds: float) -> None:
     """What is waited for, and for how long so far."""
     logger().info("%s, %.0f s so far", what, seconds)
@@ -44,6 +52,23 @@ def readable(data: bytes) -> str:
     if "\r" in text:
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _COMMANDS.sub(_shown, text)
+
+
+def piece_of(data: bytes, *, takes_partial: bool) -> bytes:
+    """As much of `data`, which is at most RECORD_BYTES, as makes a record: whole lines, or a piece of a line that is longer than a record or overdue."""
+    end = data.rfind(b"\n") + 1
+    if end:
+        return data[:end]
+    if len(data) < RECORD_BYTES and not takes_partial:
+        return b""
+    for back in range(1, min(4, len(data)) + 1):  # do not cut a character in two
+        lead = data[-back]
+        if lead >= 0xC0:
+            width = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return data[:-back] or data if back < width else data
+        if lead < 0x80:
+            break
+    return data
 
 
 def _shown(match: re.Match[str]) -> str:
@@ -71,7 +96,7 @@ class PlainLog:
         if self.cut_at is not None:
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LINE_BYTES:
+        if len(self._rest) > RECORD_BYTES:
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
@@ -80,7 +105,7 @@ class PlainLog:
                 _log.warning("... cut here: the whole output is in %s", self._path)
                 return
             self._shown += len(line) + 1
-            _log.info("%s", readable(line[:_LINE_BYTES]))
+            _log.info("%s", readable(line[:RECORD_BYTES]))
 
     def close(self) -> None:
         """Show the last line, which has no end."""

@@ -18,7 +18,7 @@ if alive && tail -c 1 --pid=$$ /dev/null 2>/dev/null; then
         while [ ! -e "$dir/exit" ] && alive; do sleep 0.1 || sleep 1; done
     } 2>/dev/null &
     watch=$!
-    tail -s 0.02 --pid=$watch -c "+$first" -f "$dir/log"
+    tail -s 0.01 --pid=$watch -c "+$first" -f "$dir/log"
     kill $watch 2>/dev/null
 else
     exec 3<"$dir/log"
