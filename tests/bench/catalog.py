@@ -67,7 +67,7 @@ BROAD = Filters(min_gpu_memory=24)
 COLD = """
 import json, os, resource, sys, time
 import pydantic, asyncio, logging, threading, pathlib, hashlib  # what Prefect has imported already, as it has ...
-import prefect_gpu.providers.core.models  # ... the contract, which every flow needs
+import prefect_gpu.providers.core.models, prefect_gpu.providers.core.requests  # ... the contract, which every flow needs
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 before, began = rss(), time.perf_counter()

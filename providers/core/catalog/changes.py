@@ -76,15 +76,18 @@ def compare(before: Iterable[Price], after: Iterable[Price]) -> Changes:
     """What is the same thing to buy has the same type, place, spot and GPUs, whatever else is said about it."""
     numbers = _Numbers()
     old, new = numbers.cheapest(before), numbers.cheapest(after)
-    common = old.keys() & new.keys()
-    moves = [numbers.move(key, old[key], new[key]) for key in common if abs(new[key] - old[key]) > _NOTICED * old[key]]
+    moves: list[Move] = []
     by_kind: dict[int, list[float]] = defaultdict(list)
-    for key in common:
-        by_kind[key >> 32].append(new[key] / old[key])
+    for key, now in new.items():
+        was = old.get(key)
+        if was is not None:
+            by_kind[key >> 32].append(now / was)
+            if abs(now - was) > _NOTICED * was:
+                moves.append(numbers.move(key, was, now))
     ratios: dict[Machine, list[float]] = defaultdict(list)
     for kind, of_kind in by_kind.items():
         ratios[numbers.machine(kind)] += of_kind
-    return Changes(len(old), len(new), len(common), tuple(moves), ratios)
+    return Changes(len(old), len(new), sum(map(len, by_kind.values())), tuple(moves), ratios)
 
 
 class _Numbers:

@@ -7,7 +7,6 @@ who have no driver, in `facts/`. It is read as text: nothing of a provider is im
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -45,17 +44,27 @@ class Facts(NamedTuple):
 @cache
 def of(provider: str) -> Facts:
     """The facts of a provider; of one that nobody knows, none."""
+    import tomllib  # what comes out of a snapshot needs none of it, most of the time
+
+    told = tomllib.loads(_text(provider))
+    countries = {
+        location: country for country, locations in told.pop("places", {}).items() for location in locations.split()
+    }
+    expected = told.pop("expected", None)
+    return Facts(countries, Expected(**expected) if expected is not None else None, **told)
+
+
+@cache
+def trust_in(provider: str) -> Trust | None:
+    """Trust in its hosts, where its price list does not say it of each; the rest of its facts is not read for it."""
+    return of(provider).trust if "trust" in _text(provider) else None
+
+
+def _text(provider: str) -> str:
     files = (
         _PROVIDERS / f"{provider}.toml",
         _PROVIDERS / provider / "facts.toml",
         _HERE / "facts" / f"{provider}.toml",
     )
     found = next((path for path in files if path.is_file()), None) if _NAME.fullmatch(provider) else None
-    if found is None:
-        return Facts({})
-    told = tomllib.loads(found.read_text())
-    countries = {
-        location: country for country, locations in told.pop("places", {}).items() for location in locations.split()
-    }
-    expected = told.pop("expected", None)
-    return Facts(countries, Expected(**expected) if expected is not None else None, **told)
+    return found.read_text() if found is not None else ""

@@ -117,6 +117,8 @@ def _leave_out(provider: str, collection: Collection, found: Findings) -> list[P
 
 def _count_bad(collection: Collection, kept: list[Price], bad: Counter[Group], found: Findings) -> None:
     """Whether the rest is to be trusted: one GPU that is all wrong says nothing of the others, bad rows everywhere do."""
+    if not bad and not collection.malformed:
+        return
     good = Counter(group_of(offer.kind) for offer in kept)
     scattered = sum(count for group, count in bad.items() if count < 9 * good[group]) + collection.malformed
     left_out, all_rows = bad.total() + collection.malformed, len(collection.prices) + collection.malformed

@@ -11,6 +11,7 @@ import json
 import sqlite3
 import weakref
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -136,7 +137,8 @@ class Snapshot:
                 of_kind[kind] = self._kind(kind)
             fields, raw = of_kind[kind]
             offer = new(Offer)
-            values = {**fields, **of_place[place]}
+            values = fields.copy()
+            values.update(of_place[place])
             values["price"] = price
             values["raw"] = json.loads(raw) if raw else {}  # each has its own: offers are shared by nobody
             assign(offer, "__dict__", values)
@@ -210,7 +212,9 @@ class Snapshot:
             allowed = filters.allowed_flags
             values["allowed_flags"] = json.dumps([f for f in self._flags if all(flag in allowed for flag in f.split())])
         if filters.gpu_name is not None:
-            values["gpu_name"] = json.dumps([key for name in filters.gpu_name for key in self._keys(name)])
+            values["gpu_name"] = json.dumps(
+                [key for name in filters.gpu_name for key in _keys(name, self.about.gpu_names)]
+            )
         for bound in ("min_compute_capability", "max_compute_capability"):
             if version := getattr(filters, bound):
                 values[bound] = capability_number(version)
@@ -219,17 +223,6 @@ class Snapshot:
             about_gpus = f"(gpu_count = 0 OR ({about_gpus}))"
         others = [text for name, text in _CONDITIONS.items() if name in values]
         return " AND ".join([*others, about_gpus] if about_gpus else others) or "1", values
-
-    def _keys(self, gpu_name: str) -> list[str]:
-        """How it is written here: a TPU without a size stands for all its slices."""
-        return [
-            gpu_name.lower(),
-            *(
-                one.lower()
-                for one in self.about.gpu_names
-                if is_slice_of(one, gpu_name) and one.lower() != gpu_name.lower()
-            ),
-        ]
 
     def has_instance_type(self, name: str) -> bool:
         found = self._db.execute("SELECT 1 FROM kind WHERE instance_type = ? COLLATE NOCASE LIMIT 1", (name,))
@@ -259,7 +252,7 @@ class Snapshot:
             "availability": Availability.UNKNOWN,
             "is_unseen": False,
             "is_alarm": False,
-            "trust": facts.of(self.about.provider).trust,
+            "trust": facts.trust_in(self.about.provider),
         }
         fields = {
             name: known.get(name) for name in Offer.model_fields
@@ -269,6 +262,13 @@ class Snapshot:
 
 _KIND_COLUMNS: Final = ", ".join(Kind._fields)
 _ALL_FIELDS: Final = set(Offer.model_fields)
+
+
+@lru_cache(256)
+def _keys(gpu_name: str, written: tuple[str, ...]) -> list[str]:
+    """How it is written in a snapshot with these names: a TPU without a size stands for all its slices."""
+    key = gpu_name.lower()
+    return [key, *(one.lower() for one in written if is_slice_of(one, gpu_name) and one.lower() != key)]
 
 
 def _kind_of(row: tuple[Any, ...]) -> Kind:
