@@ -14,9 +14,9 @@ from prefect_gpu.providers.core.aside import Stopped
 from prefect_gpu.providers.core.errors import AuthFailed, NoCapacity, ProviderError, RateLimited, Transient, Unconfirmed
 from prefect_gpu.providers.core.lease import Lease, run_prefix
 from prefect_gpu.providers.core.machine.keys import derive
-from prefect_gpu.providers.core.models import LaunchSpec, Offer, utc_now
+from prefect_gpu.providers.core.models import LaunchSpec, Listing, Offer, utc_now
 from prefect_gpu.providers.core.renting.give_back import give_back
-from prefect_gpu.providers.core.renting.order import Clock, Owed, keep_one, place_order
+from prefect_gpu.providers.core.renting.order import UNREAD_S, Clock, Owed, keep_one, place_order
 from prefect_gpu.providers.core.requests import Requirements
 from tests.fakes.reference import Reference, ReferenceCloud, Terms, reference
 
@@ -94,6 +94,46 @@ def test_an_order_that_is_never_seen_is_owed_and_was_looked_for_as_long_as_listi
     assert len(cloud.calls("create")) == 1
 
 
+@pytest.mark.parametrize("trouble", ["bad credentials", "server error", "unread"])
+def test_a_list_that_cannot_be_read_says_nothing_of_an_order(trouble: str) -> None:
+    """Else another machine would be bought beside it."""
+    cloud = cloud_of(is_repeatable=False, listing_lag_s=5)
+    driver = reference(cloud, create_repeatable=None, listing_lag_s=5)
+    order, clock = spec(), CloudClock(cloud)
+    cloud.fault("create", "lost")
+    cloud.fault("list", trouble, times=8)
+    assert place_order(driver, first_offer(driver), order, clock=clock).name == order.name
+    assert clock.slept < 5 + UNREAD_S
+
+
+def test_lists_that_cannot_be_read_are_not_waited_for_longer_than_a_minute() -> None:
+    cloud = cloud_of(is_repeatable=False, listing_lag_s=5)
+    driver = reference(cloud, create_repeatable=None, listing_lag_s=5)
+    clock = CloudClock(cloud)
+    cloud.fault("create", "lost")
+    cloud.fault("list", "server error", times=None)
+    with pytest.raises(Owed):
+        place_order(driver, first_offer(driver), spec(), clock=clock)
+    assert 4 + UNREAD_S <= clock.slept <= 15 + UNREAD_S
+
+
+def test_a_list_that_came_late_shows_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order had not appeared when it was asked for, and the lag was over when it came."""
+    cloud = cloud_of(is_repeatable=False, listing_lag_s=5)
+    driver = reference(cloud, create_repeatable=None, listing_lag_s=5)
+    order, offer = spec(), first_offer(driver)
+    listed = driver.list_instances
+
+    def slowly(prefix: str) -> Listing:
+        seen = listed(prefix)
+        cloud.advance(6)
+        return seen
+
+    monkeypatch.setattr(driver, "list_instances", slowly)
+    cloud.fault("create", "lost")
+    assert place_order(driver, offer, order, clock=CloudClock(cloud)).name == order.name
+
+
 def test_what_appears_late_under_an_owed_name_is_found_and_ended_by_name() -> None:
     cloud = cloud_of(is_repeatable=False)
     driver = reference(cloud, create_repeatable=None, listing_lag_s=60)
@@ -152,7 +192,7 @@ def test_a_refusal_while_an_answer_is_open_says_nothing_of_the_open_order(refusa
         if cloud.alive():
             cloud.fault("create", refusal, times=None)
             if not is_listed:
-                cloud.fault("list", "bad credentials")
+                cloud.fault("list", "bad credentials", times=None)
 
     if is_listed:
         placed = place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
@@ -161,6 +201,7 @@ def test_a_refusal_while_an_answer_is_open_says_nothing_of_the_open_order(refusa
         with pytest.raises(Owed):
             place_order(driver, offer, order, should_stop=refuse_from_now_on, clock=CloudClock(cloud))
     assert [one.name for one in cloud.alive()] == [order.name]
+    cloud.mend()
     assert give_back(driver, order.name, within_s=10, clock=CloudClock(cloud)).is_gone
 
 

@@ -5,7 +5,7 @@
 | create | RateLimited | certainly not carried out: the same order again after `retry_after_s` |
 | create | Transient (nothing was sent) | the same order again, a few times |
 | create | Unconfirmed, name is a key | the identical order again until the answer is definite or the boot deadline is over |
-| create | Unconfirmed, name is no key | list until `listing_lag_s` after giving up; seen: it is ours; unseen: the name is owed |
+| create | Unconfirmed, name is no key | list until `listing_lag_s` after giving up; seen: it is ours; unseen in a whole list: the name is owed |
 | create | refused after a lost answer | says nothing of the order that is open (it may itself fill the quota): listed as above |
 """
 
@@ -24,6 +24,7 @@ from prefect_gpu.providers.core.renting.progress import OnProgress, Waiting, sil
 
 ORDER_RESENDS = 3  # after RateLimited or Transient; more waiting is the next offer's time
 POLL_S = 5.0  # between two listings, at most
+UNREAD_S = 60.0  # so long a list that cannot be read as a whole is asked for again, after the lag
 
 
 class Clock:
@@ -114,23 +115,18 @@ def _find_lost_order(
 ) -> Instance:
     given_up = clock.now()
     while True:
-        try:
-            return _listed(driver, name, lost)
-        except Owed:
-            if should_stop() is not None or clock.now() >= given_up + driver.capabilities.listing_lag_s:
-                raise
+        looked_at, listing = clock.now(), None
+        with suppress(ProviderError):
+            listing = driver.list_instances(name)
+        if listing is not None and (found := listing.named(name)):
+            return keep_one(driver, found)
+        # What counts is a whole list that was asked for when the lag was over: one that took long to come shows what was before.
+        late = looked_at - given_up - driver.capabilities.listing_lag_s
+        is_unseen = listing is not None and listing.is_complete and late >= 0
+        if should_stop() is not None or is_unseen or late >= UNREAD_S:
+            raise Owed(f"{lost.message}; {name} is not listed and stays watched", code=lost.code) from lost
         waiting.on(f"the order's answer was lost and its machine is looked for: {lost.message}")
         _pause(min(POLL_S, driver.capabilities.listing_lag_s or POLL_S), should_stop, clock)
-
-
-def _listed(driver: Provider[Any], name: str, why: ProviderError) -> Instance:
-    """What an open order bought, as far as the provider lists it now; Owed where it lists nothing."""
-    found: tuple[Instance, ...] = ()
-    with suppress(ProviderError):
-        found = driver.list_instances(name).named(name)
-    if not found:
-        raise Owed(f"{why.message}; {name} is not listed and stays watched", code=why.code) from why
-    return keep_one(driver, found)
 
 
 def keep_one(driver: Provider[Any], found: tuple[Instance, ...], recorded_id: str | None = None) -> Instance:
