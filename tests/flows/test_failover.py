@@ -193,6 +193,7 @@ def test_sold_out_then_unschedulable_then_down_ends_on_this_machine_and_is_told(
     assert told[2].startswith("host down: ")
     assert all(why in line for why, line in zip(whys, told, strict=False)), told
     assert told[3] == "used, and given back"
-    assert message.partition(", ")[0] in artifact(cards.FILES.key)
+    assert message in artifact(cards.TRIED.key)
+    assert "exit 0 in " in artifact(cards.FILES.key)
     cost = artifact(cards.COST.key)
     assert all(why in cost for why in whys)
